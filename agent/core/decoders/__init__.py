@@ -1,0 +1,1 @@
+"""Decoders: bytes in, `SampleBatch` or `BadFrame` out. One protocol a file."""

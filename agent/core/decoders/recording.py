@@ -1,0 +1,271 @@
+"""The recording format `har-recording/1`: CSV with a comment header, as CONTRACTS and `docs/reference` describe it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.core import units
+from agent.core.framing import LineFramer
+from agent.errors import InputError
+from agent.records import (
+    CHANNELS,
+    BadFrame,
+    Decoded,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    LabelChange,
+    Loss,
+    SampleBatch,
+)
+
+FORMAT = "har-recording/1"
+_MAX_SECONDS = 9.2e9
+"""Beyond this, seconds do not fit 64-bit nanoseconds."""
+
+_MAX_VALUE = 1e6
+"""No unit of acceleration or angular velocity that is read here reaches this on a body or a machine."""
+
+_UNIT_SAMPLES = 128
+"""Samples whose magnitude is held against the declared unit."""
+
+_HEADER_LINES = 64
+"""Comment lines after which a file without a column line is something else."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the user says of a recording; None leaves it to the recording's own header."""
+
+    acc_unit: str | None = None
+    gyro_unit: str | None = None
+    rate_hz: float | None = None
+    device: str | None = None
+
+
+class RecordingDecoder:
+    """Bytes of one recording in, `SampleBatch` and `BadFrame` out.
+
+    Header problems are `InputError`s, since without units and columns nothing can be read. Rows that cannot be read are
+    `BadFrame`s with their line number. `device` is the stream's name once the header is read.
+    """
+
+    def __init__(self, name: str, declared: Declared | None = None) -> None:
+        """`name`: the stream's name where neither the header nor the user names a device."""
+        self.device = name
+        self._name = name
+        self._declared = declared or Declared()
+        self._framer = LineFramer()
+        self._header: dict[str, str] = {}
+        self._columns: tuple[str, ...] = ()
+        self._line = 1
+        self._seq = 0
+        self._label: str | None = None
+        self._first = np.empty((0, len(CHANNELS)), np.float32)
+
+    def feed(self, data: bytes) -> list[Decoded]:
+        """Decode what is complete with `data`.
+
+        Raises:
+            InputError: the header cannot be used.
+        """
+        too_long = self._framer.too_long
+        block = self._framer.feed(data)
+        out: list[Decoded] = []
+        if self._framer.too_long > too_long:
+            if not self._columns and not block:
+                raise InputError("it is not a recording: it has no lines")
+            out.append(BadFrame(self.device, Loss.TOO_LONG, self._line + block.count(b"\n")))
+        return self._decode(block) + out if block else out
+
+    def finish(self) -> list[Decoded]:
+        """End the input; a last line without a line end is torn: it is dropped and counted.
+
+        Raises:
+            InputError: the input ended before its column line.
+        """
+        block, torn = self._framer.finish()
+        out = self._decode(block) if block else []
+        if torn and self._columns:
+            out.append(BadFrame(self.device, Loss.TORN, self._line))
+        if not self._columns:
+            if self._line == 1 and not torn:
+                raise InputError("it is empty")
+            raise InputError(f"it has no line of column names, such as t,{','.join(CHANNELS)},label")
+        return out
+
+    def _decode(self, block: bytes) -> list[Decoded]:
+        lines = block[:-1].split(b"\n")
+        at = 0
+        while not self._columns and at < len(lines):
+            self._read_header(lines[at])
+            at += 1
+        self._line += at
+        rows = lines[at:]
+        first, self._line = self._line, self._line + len(rows)
+        if not rows:
+            return []
+        return self._fast(rows) or self._row_by_row(rows, first)
+
+    def _read_header(self, line: bytes) -> None:
+        if self._line == 1 and not self._header:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError as e:
+            raise InputError("it is not text: a recording is UTF-8 CSV, plain or as .gz or .zst") from e
+        if text.startswith("#"):
+            key, _, value = text[1:].partition(":")
+            self._header[key.strip()] = value.strip()
+            if len(self._header) > _HEADER_LINES:
+                raise InputError("it is not a recording: it has only comment lines")
+        elif text:
+            self._set_columns(text)
+
+    def _set_columns(self, text: str) -> None:
+        columns = tuple(c.strip() for c in text.split(","))
+        missing = [c for c in CHANNELS if c not in columns]
+        if missing:
+            found = text if len(text) < 60 else text[:57] + "..."
+            raise InputError(
+                f"its column line lacks {', '.join(missing)} (found {found!r}); "
+                f"a recording has t,{','.join(CHANNELS)} and may have label"
+            )
+        said, given = self._header, self._declared
+        if said.get("format", FORMAT) != FORMAT:
+            raise InputError(f"its format is {said['format']!r}; this agent reads {FORMAT}")
+        unit = {}
+        for key, flag in (("acc_unit", given.acc_unit), ("gyro_unit", given.gyro_unit)):
+            unit[key] = flag or said.get(key, "")
+            if not unit[key]:
+                raise InputError(f"it does not say its {key}; add it with --{key.replace('_', '-')}")
+        try:
+            factor = units.scale(unit["acc_unit"], unit["gyro_unit"])
+        except ValueError as e:
+            raise InputError(f"its {e}") from e
+        self._acc_unit = unit["acc_unit"]
+        self._scale = None if (factor == 1).all() else factor
+        self._rate_hz = given.rate_hz or _rate(said.get("rate_hz"))
+        if "t" not in columns and not self._rate_hz:
+            raise InputError("it has no column t and does not say its rate; add it with --rate-hz")
+        self.device = given.device or said.get("device") or self._name
+        self._columns = columns
+        self._has_time = "t" in columns
+        self._numbers = [columns.index(c) for c in (("t", *CHANNELS) if self._has_time else CHANNELS)]
+        self._limits = np.array([[_MAX_SECONDS]] * self._has_time + [[_MAX_VALUE]] * len(CHANNELS))
+        self._label_at = columns.index("label") if "label" in columns else None
+
+    def _fast(self, rows: list[bytes]) -> list[Decoded]:
+        """Decode rows that are all good, column by column; empty if any is not."""
+        try:
+            lines = b"\n".join(rows).decode().split("\n")
+            commas = len(self._columns) - 1
+            if any(line.count(",") != commas for line in lines):
+                return []
+            # NumPy's own parser takes half the time of float() per field, and refuses what _number() refuses.
+            data = np.loadtxt(lines, delimiter=",", usecols=self._numbers, comments=None, ndmin=2).T
+        except ValueError:
+            return []
+        if not (np.abs(data) <= self._limits).all():
+            return []
+        labels = None if self._label_at is None else tuple(self._label_of(line) for line in lines)
+        return [self._batch(data, labels)]
+
+    def _label_of(self, line: str) -> str:
+        if self._label_at == len(self._columns) - 1:
+            return line.rpartition(",")[2]
+        assert self._label_at is not None
+        return line.split(",")[self._label_at]
+
+    def _row_by_row(self, rows: list[bytes], line: int) -> list[Decoded]:
+        """Decode rows of which some are bad: the good ones in between become one batch."""
+        bad: list[Decoded] = []
+        good: list[list[float]] = []
+        labels: list[str] = []
+        for i, row in enumerate(rows):
+            if not row.strip() or row.startswith(b"#"):
+                continue
+            read = self._read_row(row)
+            if isinstance(read, Loss):
+                bad.append(BadFrame(self.device, read, line + i))
+            else:
+                numbers, label = read
+                good.append(numbers)
+                labels.append(label)
+        if not good:
+            return bad
+        data = np.array(good, np.float64).T
+        return [self._batch(data, None if self._label_at is None else tuple(labels)), *bad]
+
+    def _read_row(self, row: bytes) -> tuple[list[float], str] | Loss:
+        try:
+            text = row.decode()
+        except UnicodeDecodeError:
+            return Loss.ENCODING
+        fields = text.split(",")
+        if len(fields) != len(self._columns):
+            return Loss.COLUMNS
+        try:
+            numbers = [_number(fields[i]) for i in self._numbers]
+        except ValueError:
+            return Loss.NUMBER
+        if not all(map(np.isfinite, numbers)):
+            return Loss.NON_FINITE
+        if not (np.abs(numbers) <= self._limits[:, 0]).all():
+            return Loss.TIME_RANGE if self._has_time and abs(numbers[0]) > _MAX_SECONDS else Loss.VALUE_RANGE
+        return numbers, "" if self._label_at is None else self._label_of(text)
+
+    def _batch(self, data: Float64Array, labels: tuple[str, ...] | None) -> SampleBatch:
+        """`data`: float64 (7 or 6, n), time in seconds first if the recording has it."""
+        n = data.shape[1]
+        if self._has_time:
+            t_ns = np.rint(data[0] * 1e9).astype(np.int64)
+        else:
+            assert self._rate_hz is not None
+            t_ns = np.rint(np.arange(self._seq, self._seq + n) * (1e9 / self._rate_hz)).astype(np.int64)
+        values = np.ascontiguousarray(data[-len(CHANNELS) :].T, np.float32)
+        if self._scale is not None:
+            values *= self._scale
+        self._check_unit(values)
+        batch = SampleBatch(self.device, t_ns, values, self._seq, truth=self._changes(t_ns, labels))
+        self._seq += n
+        return batch
+
+    def _check_unit(self, values: Float32Array) -> None:
+        """Hold the first `_UNIT_SAMPLES` samples against the declared unit: a factor of 9.8 spoils every label."""
+        if self._seq >= _UNIT_SAMPLES:
+            return
+        self._first = np.concatenate([self._first, values[: _UNIT_SAMPLES - self._seq]])
+        if len(self._first) == _UNIT_SAMPLES:
+            unit = units.likelier_acc_unit(self._first, self._acc_unit)
+            if unit:
+                raise InputError(f"its acceleration is declared in {self._acc_unit} but its size is that of {unit}")
+
+    def _changes(self, t_ns: Int64Array, labels: tuple[str, ...] | None) -> tuple[LabelChange, ...]:
+        if labels is None:
+            return ()
+        changes = []
+        for i, label in enumerate(labels):
+            if label != self._label:
+                changes.append(LabelChange(int(t_ns[i]), label.strip() or None))
+                self._label = label
+        return tuple(changes)
+
+
+def _number(text: str) -> float:
+    # float() takes 1_000 for a number; a recording does not.
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
+def _rate(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        rate = _number(text)
+    except ValueError as e:
+        raise InputError(f"its rate_hz is {text!r}, which is not a number") from e
+    if not 0 < rate < np.inf:
+        raise InputError(f"its rate_hz is {text!r}, which is no rate")
+    return rate

@@ -1,0 +1,198 @@
+"""The manifest of a model bundle: what it contains, what it takes and gives, and how its scores are read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agent.core.normalise import Normalisation
+from agent.errors import ModelContractError
+from agent.records import CHANNELS
+
+SCHEMA = 1
+"""The manifest schema that this version reads and writes."""
+
+REQUIRED_FILES = ("encoder.onnx", "classifier.onnx", "decoder.onnx", "golden.npz", "CARD.md")
+SIZE_CAPS = {".onnx": 8 << 20, ".npz": 4 << 20, ".md": 256 << 10}
+"""Largest size that is read, per suffix: far above any bundle for a board, far below what exhausts one."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What one window is. `hop` is the default distance between windows, in samples."""
+
+    rate_hz: float = 50.0
+    window: int = 128
+    hop: int = 64
+    channels: tuple[str, ...] = CHANNELS
+    acc_unit: str = "g"
+    gyro_unit: str = "rad/s"
+
+
+@dataclass(frozen=True)
+class Code:
+    """What the encoder makes of one window, and what would be sent in its place."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How logits and reconstruction errors are read.
+
+    `temperature` divides the logits before softmax (Guo et al., ICML 2017). A window whose novelty exceeds
+    `novelty_threshold` is unknown. `novelty_quantiles`: quantile -> novelty on held-out windows, for comparison.
+    """
+
+    temperature: float
+    novelty_threshold: float
+    novelty_quantiles: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's description; `training` and `metrics` are for people and are not interpreted."""
+
+    name: str
+    version: str
+    created: str
+    labels: tuple[str, ...]
+    input: Input
+    normalisation: Normalisation
+    code: Code
+    calibration: Calibration
+    files: Mapping[str, FileEntry]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A manifest with the bytes of its files, each already checked against its hash."""
+
+    manifest: Manifest
+    digest: str
+    contents: Mapping[str, bytes]
+
+    @property
+    def id(self) -> str:
+        """Name and the first eight digits of the manifest's SHA-256, `har-base@3f9c1a7e`."""
+        return f"{self.manifest.name}@{self.digest[:8]}"
+
+
+def dump(manifest: Manifest) -> bytes:
+    """Return the manifest as the bytes of `manifest.json`."""
+    raw = asdict(manifest)
+    raw["normalisation"] = {
+        "mean": [float(x) for x in manifest.normalisation.mean],
+        "std": [float(x) for x in manifest.normalisation.std],
+    }
+    return (json.dumps(raw, indent=2) + "\n").encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def parse(data: bytes) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises:
+        ModelContractError: not JSON, an unknown schema version, or a field that is missing or of the wrong kind.
+    """
+    try:
+        raw = json.loads(data)
+    except ValueError as e:
+        raise ModelContractError(f"manifest.json is not JSON: {e}") from e
+    if not isinstance(raw, dict):
+        raise ModelContractError("manifest.json does not hold an object")
+    if raw.get("schema") != SCHEMA:
+        raise ModelContractError(
+            f"manifest.json has schema version {raw.get('schema')!r}; this agent reads {SCHEMA}. "
+            "Install an agent that knows it, or a bundle made for this one"
+        )
+    try:
+        return _manifest(raw)
+    except KeyError as e:
+        raise ModelContractError(f"manifest.json lacks {e}") from e
+    except (TypeError, ValueError, AttributeError, OverflowError) as e:
+        raise ModelContractError(f"manifest.json: {e}") from e
+
+
+def _manifest(raw: dict[str, Any]) -> Manifest:
+    labels = tuple(str(x) for x in raw["labels"])
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise ValueError("labels must be at least two distinct names")
+    given, norm, code, calibration = raw["input"], raw["normalisation"], raw["code"], raw["calibration"]
+    entry = Input(
+        rate_hz=float(given["rate_hz"]),
+        window=_positive(given["window"], "input.window"),
+        hop=_positive(given["hop"], "input.hop"),
+        channels=tuple(given["channels"]),
+        acc_unit=given["acc_unit"],
+        gyro_unit=given["gyro_unit"],
+    )
+    if entry.channels != CHANNELS or (entry.acc_unit, entry.gyro_unit) != ("g", "rad/s"):
+        raise ValueError(f"input must be {', '.join(CHANNELS)} in g and rad/s")
+    if not 1 <= entry.rate_hz <= 1000 or entry.hop > entry.window or entry.window > 4096:
+        raise ValueError("input.rate_hz, window and hop do not fit each other")
+    shape = tuple(_positive(n, "code.shape") for n in code["shape"])
+    if code["dtype"] != "int8" or int(np.prod(shape)) != code["bytes"]:
+        raise ValueError("code must be int8, with as many bytes as its shape says")
+    files = {
+        str(name): FileEntry(str(f["sha256"]), _positive(f["bytes"], f"files.{name}.bytes"))
+        for name, f in raw["files"].items()
+    }
+    temperature, threshold = float(calibration["temperature"]), float(calibration["novelty_threshold"])
+    if not (0 < temperature < 100 and threshold > 0):
+        raise ValueError("calibration.temperature and novelty_threshold must be positive")
+    return Manifest(
+        name=str(raw["name"]),
+        version=str(raw["version"]),
+        created=str(raw["created"]),
+        labels=labels,
+        input=entry,
+        normalisation=Normalisation(np.asarray(norm["mean"], np.float32), np.asarray(norm["std"], np.float32)),
+        code=Code(shape, code["dtype"], code["bytes"]),
+        calibration=Calibration(
+            temperature,
+            threshold,
+            {str(q): float(v) for q, v in calibration["novelty_quantiles"].items()},
+        ),
+        files=files,
+        training=dict(raw.get("training", {})),
+        metrics=dict(raw.get("metrics", {})),
+    )
+
+
+def _positive(value: object, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    return value
+
+
+def check_file(name: str, data: bytes, entry: FileEntry) -> None:
+    """Hold one file of a bundle against its manifest entry.
+
+    Raises:
+        ModelContractError: its size or its SHA-256 differs.
+    """
+    if len(data) != entry.bytes:
+        raise ModelContractError(f"{name} is {len(data)} bytes; its manifest says {entry.bytes}")
+    if sha256(data) != entry.sha256:
+        raise ModelContractError(f"{name} is damaged or was changed: its SHA-256 is not the manifest's")

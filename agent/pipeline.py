@@ -1,0 +1,246 @@
+"""Samples in, predictions out: timeline -> window -> normalise -> model -> decision, for many streams at once.
+
+One `feed` makes at most one model call per `max_batch` windows, whatever stream they belong to. What comes out for a
+stream does not depend on how its samples were cut into batches, nor on what other streams are doing.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from agent.core.decision import Decision, DecisionSettings, calibrated
+from agent.core.manifest import Manifest
+from agent.core.timeline import Break, RateError, Timeline, grid_offset_ns
+from agent.core.window import WindowRing
+from agent.ports import Model
+from agent.records import (
+    ActivityChange,
+    Dropped,
+    Event,
+    Float32Array,
+    Float64Array,
+    Gap,
+    GapReason,
+    Loss,
+    Origin,
+    Prediction,
+    Refused,
+    SampleBatch,
+    Scores,
+)
+
+MAX_BATCH = 256
+"""Windows in one model call: beyond this a batch gains little and costs memory."""
+
+
+@dataclass
+class StreamCounts:
+    """What became of one stream's samples.
+
+    Grid points are counted as `resampled` (not samples of the source) and `interpolated` (inside short holes).
+    """
+
+    samples: int
+    windows: int
+    gaps: int
+    resampled: int
+    interpolated: int
+    losses: Counter[Loss]
+
+
+class _Stream:
+    """Everything that is remembered of one stream."""
+
+    def __init__(self, name: str, manifest: Manifest, hop: int, settings: DecisionSettings) -> None:
+        self.name = name
+        self.timeline = Timeline(manifest.input.rate_hz)
+        self.ring = WindowRing(manifest.input.window, hop)
+        self.decision = Decision(manifest.labels, settings)
+        self.seq = 0
+        self.samples = 0
+        self.gaps = 0
+        self.refused = False
+        self.losses: Counter[Loss] = Counter()
+
+    def counts(self) -> StreamCounts:
+        timeline = self.timeline
+        return StreamCounts(
+            self.samples,
+            self.seq,
+            self.gaps,
+            timeline.resampled,
+            timeline.interpolated,
+            self.losses + timeline.losses,
+        )
+
+
+class _Staged(NamedTuple):
+    """A window that waits for the model call; its samples are in the batch already."""
+
+    stream: _Stream
+    seq: int
+    t0_ns: int
+
+
+class Pipeline:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        model: Model,
+        manifest: Manifest,
+        settings: DecisionSettings | None = None,
+        hop: int | None = None,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
+        """`manifest`: of the model's bundle. `hop`: samples from one window to the next, the bundle's own by default.
+
+        Raises:
+            ValueError: a hop that is not between 1 and the window's length.
+        """
+        self._model = model
+        self._manifest = manifest
+        self._settings = settings or DecisionSettings()
+        self._hop = manifest.input.hop if hop is None else hop
+        WindowRing(manifest.input.window, self._hop)
+        self._threshold = manifest.calibration.novelty_threshold
+        self._period_ns = 1e9 / manifest.input.rate_hz
+        self._span_ns = int(grid_offset_ns(np.asarray(manifest.input.window), manifest.input.rate_hz))
+        self._streams: dict[str, _Stream] = {}
+        self._batch = np.empty((max_batch, manifest.input.window, len(manifest.input.channels)), np.float32)
+        self._filled = 0
+        self._staged: list[_Staged | Gap | Refused] = []
+
+    def counts(self) -> dict[str, StreamCounts]:
+        """Return what became of each stream's samples so far."""
+        return {name: stream.counts() for name, stream in self._streams.items()}
+
+    def feed(self, items: Sequence[SampleBatch | Dropped]) -> list[Event]:
+        """Take what has come, run the model on every window that is complete, return events in order per stream.
+
+        Raises:
+            InferenceError: the model failed; the windows of the failed call are lost to the caller, who counts them.
+        """
+        events: list[Event] = []
+        for item in items:
+            stream = self._streams.get(item.stream)
+            if stream is None:
+                stream = _Stream(item.stream, self._manifest, self._hop, self._settings)
+                self._streams[item.stream] = stream
+            if isinstance(item, Dropped):
+                stream.losses[Loss.QUEUE_FULL] += item.samples
+                stream.timeline.interrupt(GapReason.QUEUE_FULL)
+            else:
+                events += self._ingest(stream, item)
+        events += self._score()
+        return events
+
+    def finish(self, name: str) -> None:
+        """End a stream: the samples that no window has covered are counted."""
+        stream = self._streams[name]
+        stream.losses[Loss.PARTIAL_WINDOW] += stream.ring.uncovered + stream.timeline.held
+        stream.ring.clear()
+
+    def _ingest(self, stream: _Stream, batch: SampleBatch) -> list[Event]:
+        """Stage what a batch completes; return the events of model calls that had to be made on the way."""
+        events: list[Event] = []
+        stream.samples += len(batch.t_ns)
+        if stream.refused:
+            stream.losses[Loss.RATE] += len(batch.t_ns)
+            return events
+        try:
+            pieces = stream.timeline.push(batch.t_ns, batch.values)
+        except RateError as e:
+            stream.refused = True
+            stream.losses[Loss.RATE] += stream.samples
+            self._staged.append(Refused(stream.name, str(e)))
+            return events
+        window = self._manifest.input.window
+        for piece in pieces:
+            if isinstance(piece, Break):
+                self._staged.append(self._interrupt(stream, piece))
+                continue
+            for taken, data in stream.ring.push(piece.values):
+                if self._filled == len(self._batch):
+                    events += self._score()
+                self._batch[self._filled] = data
+                self._filled += 1
+                t0_ns = piece.origin_ns + round((piece.k0 + taken - window) * self._period_ns)
+                self._staged.append(_Staged(stream, stream.seq, t0_ns))
+                stream.seq += 1
+        return events
+
+    def _interrupt(self, stream: _Stream, cut: Break) -> Gap:
+        gap = Gap(stream.name, cut.t0_ns, cut.t1_ns, cut.reason, stream.ring.uncovered)
+        stream.gaps += 1
+        stream.losses[Loss.PARTIAL_WINDOW] += stream.ring.uncovered
+        stream.ring.clear()
+        return gap
+
+    def _score(self) -> list[Event]:
+        """Run the model on what is staged, and decide, in the order of staging."""
+        staged, self._staged = self._staged, []
+        n, self._filled = self._filled, 0
+        rows: Iterator[tuple[list[float], float]] = iter(())
+        if n:
+            windows = self._batch[:n]
+            rows = self._read(self._model.infer(self._manifest.normalisation.apply(windows, out=windows)))
+        events: list[Event] = []
+        for item in staged:
+            if isinstance(item, _Staged):
+                self._decide(item, *next(rows), events)
+            else:
+                self._streams[item.stream].decision.clear()
+                events.append(item)
+        return events
+
+    def _read(self, scores: Scores) -> Iterator[tuple[list[float], float]]:
+        """Calibrated probabilities and novelty, a window at a time, as plain floats."""
+        probabilities = calibrated(scores.logits, self._manifest.calibration.temperature)
+        return zip(probabilities.tolist(), scores.novelty.tolist(), strict=True)
+
+    def _decide(self, item: _Staged, scores: list[float], novelty: float, events: list[Event]) -> None:
+        stream, seq, t0_ns = item
+        t1_ns = t0_ns + self._span_ns
+        confidence = max(scores)
+        label = self._model.labels[scores.index(confidence)]
+        known = novelty <= self._threshold
+        previous = stream.decision.activity
+        activity, smoothed = stream.decision.update(t1_ns, scores, known=known)
+        # By position, in the order of the record's fields: names cost a third more, for every window.
+        events.append(
+            Prediction(
+                stream.name,
+                seq,
+                t0_ns,
+                t1_ns,
+                label,
+                confidence,
+                tuple(scores),
+                novelty,
+                known,
+                activity,
+                Origin.LOCAL,
+                self._model.id,
+            )
+        )
+        if activity != previous:
+            events.append(ActivityChange(stream.name, t1_ns, activity, previous, smoothed))
+
+
+def score_windows(model: Model, manifest: Manifest, windows: Float32Array) -> tuple[Float64Array, Float64Array]:
+    """Score ready-cut windows through the same normalisation, model and calibration, without decision.
+
+    `windows`: float32 (n, window, 6) in g and rad/s. Returns probabilities
+    float64 (n, classes) and novelty float64 (n,).
+    """
+    scores = [
+        model.infer(manifest.normalisation.apply(windows[i : i + MAX_BATCH])) for i in range(0, len(windows), MAX_BATCH)
+    ]
+    return (
+        np.concatenate([calibrated(s.logits, manifest.calibration.temperature) for s in scores]),
+        np.concatenate([s.novelty for s in scores]),
+    )

@@ -1,0 +1,195 @@
+"""The records that flow through the house: immutable named tuples.
+
+Frozen dataclasses would say the same, but one takes three times as long to make, for every window of every stream, and
+its class eight times as long to define, at every start (docs/decisions).
+
+Units are fixed: acceleration in g, angular velocity in rad/s, time in integer nanoseconds. Sample times are on the
+clock of the device that took them; receive times are on this board's monotonic clock.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+CHANNELS = ("ax", "ay", "az", "gx", "gy", "gz")
+"""The six columns of every sample array, in order: acceleration (g), angular velocity (rad/s)."""
+
+UNKNOWN = "unknown"
+"""The activity that is decided when the model has not seen anything like the input."""
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int8Array = npt.NDArray[np.int8]
+
+
+class Loss(StrEnum):
+    """Why something that arrived did not become part of a window. Each is counted; the value is what users read."""
+
+    ENCODING = "bad_encoding"
+    COLUMNS = "wrong_number_of_columns"
+    NUMBER = "not_a_number"
+    NON_FINITE = "nan_or_infinite"
+    TIME_RANGE = "time_out_of_range"
+    VALUE_RANGE = "value_out_of_range"
+    TOO_LONG = "line_too_long"
+    TORN = "torn_last_line"
+    DUPLICATE_TIME = "duplicate_time"
+    BACKWARD_TIME = "backward_time"
+    RATE = "unusable_rate"
+    PARTIAL_WINDOW = "partial_window"
+    QUEUE_FULL = "queue_full"
+
+
+class GapReason(StrEnum):
+    """Why a stream was interrupted."""
+
+    MISSING = "missing_samples"
+    TIME_RESET = "time_went_back"
+    QUEUE_FULL = "queue_full"
+
+
+class Origin(StrEnum):
+    """Who decided a prediction."""
+
+    LOCAL = "local"
+    CLOUD = "cloud"
+
+
+class LabelChange(NamedTuple):
+    """From `t_ns` on (device clock), the recording says `label`; None where it is not labelled."""
+
+    t_ns: int
+    label: str | None
+
+
+class SampleBatch(NamedTuple):
+    """Consecutive samples of one stream, as decoded.
+
+    `t_ns`: int64 (n,), device clock. `values`: float32 (n, 6), `CHANNELS`. `seq0`: number of the first sample, counted
+    from 0 by the decoder. `t_rx_ns`: when the last sample was received on this board's monotonic clock; None in a
+    recording. `truth`: label changes inside this batch, if the source knows labels.
+    """
+
+    stream: str
+    t_ns: Int64Array
+    values: Float32Array
+    seq0: int
+    t_rx_ns: int | None = None
+    truth: tuple[LabelChange, ...] = ()
+
+
+class BadFrame(NamedTuple):
+    """Something that a decoder could not read. `where`: line number (text) or byte offset (binary), from 1."""
+
+    stream: str
+    reason: Loss
+    where: int
+
+
+class Dropped(NamedTuple):
+    """`samples` of a stream were let go here, because a queue was full; what follows does not continue what came."""
+
+    stream: str
+    samples: int
+
+
+class Gap(NamedTuple):
+    """A stream was interrupted between two samples at `t0_ns` and `t1_ns`; no window spans it.
+
+    `discarded`: resampled samples that were waiting for the rest of their window.
+    """
+
+    stream: str
+    t0_ns: int
+    t1_ns: int
+    reason: GapReason
+    discarded: int
+
+
+class Scores(NamedTuple):
+    """What the model says of B windows.
+
+    `logits`: float32 (B, classes). `code`: int8 (B, code size), what would be sent instead of the window.
+    `novelty`: float64 (B,), reconstruction error.
+    """
+
+    logits: Float32Array
+    code: Int8Array
+    novelty: Float64Array
+
+
+class Prediction(NamedTuple):
+    """The label of one window, and the activity decided after it.
+
+    `t0_ns`, `t1_ns`: device clock, the window covers [t0, t1). `scores`: calibrated probability per label of the
+    model, in the model's order. `novelty`: the model's reconstruction error; `known` is false above the threshold.
+    `activity`: the smoothed decision, which may be `UNKNOWN`.
+    """
+
+    stream: str
+    seq: int
+    t0_ns: int
+    t1_ns: int
+    label: str
+    confidence: float
+    scores: tuple[float, ...]
+    novelty: float
+    known: bool
+    activity: str
+    origin: Origin
+    model: str
+
+
+class ActivityChange(NamedTuple):
+    """The decided activity of a stream changed at `t_ns` (device clock, end of the deciding window)."""
+
+    stream: str
+    t_ns: int
+    activity: str
+    previous: str | None
+    confidence: float
+
+
+class Timings(NamedTuple):
+    """Where the time of one prediction went, monotonic clock, nanoseconds.
+
+    `wait`: last sample received to start of the turn. `infer`: model call. `total`: last sample received to prediction.
+    """
+
+    stream: str
+    seq: int
+    wait_ns: int
+    infer_ns: int
+    total_ns: int
+
+
+class Refused(NamedTuple):
+    """A stream cannot be used at all; said once, and its samples are counted from then on. `reason` is for people."""
+
+    stream: str
+    reason: str
+
+
+class PowerReading(NamedTuple):
+    """Power drawn now. `source` says what measured it; a modelled figure carries its error, never another source."""
+
+    watts: float | None
+    source: str
+    error_pct: float | None
+
+
+Event = Gap | Refused | Prediction | ActivityChange
+Decoded = SampleBatch | BadFrame | Dropped
+
+
+class Turn(NamedTuple):
+    """One turn of the engine: what came in, and what came out of it. `timings` by (stream, seq), live sources only."""
+
+    batches: Sequence[SampleBatch]
+    bad: Sequence[BadFrame]
+    events: Sequence[Event]
+    timings: Mapping[tuple[str, int], Timings]

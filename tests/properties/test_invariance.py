@@ -1,0 +1,166 @@
+"""What holds for any input, whatever way it is cut: found by hypothesis, kept by the seed it prints."""
+
+import numpy as np
+from fakes import FakeModel, cut, manifest, signal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.core.decoders.recording import RecordingDecoder
+from agent.core.framing import LineFramer
+from agent.errors import InputError
+from agent.pipeline import Pipeline
+from agent.records import BadFrame, Gap, Loss, Prediction, SampleBatch
+
+SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=5)
+
+
+@st.composite
+def streams(draw):
+    """Samples of a source with everything that goes wrong: jitter, holes, gaps, repeated and reversed time."""
+    rate_hz = draw(st.sampled_from([10.0, 25.0, 49.7, 50.0, 52.0, 100.0, 208.0, 400.0]))
+    n = draw(st.integers(40, 900))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    steps = np.full(n, 1e9 / rate_hz)
+    if draw(st.booleans()):
+        steps *= rng.uniform(0.7, 1.3, n)
+    for event_ns in draw(st.lists(st.sampled_from([0, -50e6, -3e9, 100e6, 240e6, 300e6, 5e9, 36e12]), max_size=6)):
+        steps[rng.integers(34, n)] = event_ns
+    t = np.cumsum(np.rint(steps)).astype(np.int64)
+    return t, signal(n, draw(st.integers(0, 99)))
+
+
+def play(t, v, sizes, hop=64):
+    pipeline = Pipeline(FakeModel(), manifest(hop=hop), max_batch=16)
+    events = [e for batch in cut(t, v, sizes) for e in pipeline.feed([batch])]
+    pipeline.finish("s")
+    return events, pipeline.counts()["s"]
+
+
+@given(streams(), SIZES, SIZES, st.sampled_from([1, 16, 64, 100, 128]))
+@settings(deadline=None, max_examples=150)
+def test_what_comes_out_does_not_depend_on_how_samples_are_cut(stream, one, other, hop):
+    assert play(*stream, one, hop) == play(*stream, other, hop)
+
+
+@given(streams(), SIZES)
+@settings(deadline=None, max_examples=150)
+def test_no_window_spans_a_gap_and_windows_follow_each_other(stream, sizes):
+    events, counts = play(*stream, sizes)
+
+    before: Gap | None = None
+    last: Prediction | None = None
+    for event in events:
+        if isinstance(event, Gap):
+            # The window's last sample stands one period before its end.
+            assert last is None or last.t1_ns - 20_000_000 <= event.t0_ns
+            before, last = event, None
+        elif isinstance(event, Prediction):
+            assert before is None or event.t0_ns >= before.t1_ns
+            assert last is None or event.t0_ns - last.t0_ns == 64 * 20_000_000
+            last = event
+    assert counts.gaps == sum(isinstance(e, Gap) for e in events)
+
+
+@given(streams(), SIZES)
+@settings(deadline=None, max_examples=100)
+def test_every_grid_point_is_in_a_window_or_counted(stream, sizes):
+    events, counts = play(*stream, sizes)
+
+    segments, windows = [], 0
+    for event in events:
+        if isinstance(event, Gap):
+            segments.append((windows, event.discarded))
+            windows = 0
+        windows += isinstance(event, Prediction)
+    assert counts.windows == sum(isinstance(e, Prediction) for e in events)
+    assert all(discarded < (128 if w == 0 else 64) for w, discarded in segments)
+    assert sum(d for _, d in segments) <= counts.losses[Loss.PARTIAL_WINDOW]
+
+
+HEADER = b"# device: x\n# acc_unit: g\n# gyro_unit: rad/s\nt,ax,ay,az,gx,gy,gz,label\n"
+FIELDS = st.sampled_from(
+    [
+        b"0",
+        b"1.5",
+        b"-0.25",
+        b"1e3",
+        b"nan",
+        b"inf",
+        b"1e400",
+        b"1_0",
+        b"",
+        b" 2 ",
+        b"x",
+        b"0x10",
+        b"\xff",
+        b'"1"',
+        b"1;2",
+        b"\xd9\xa1",
+    ]
+)
+ROWS = st.lists(FIELDS, min_size=7, max_size=9).map(b",".join)
+GOOD_ROWS = st.tuples(st.integers(0, 10**6), st.sampled_from([b"", b"walking", b"a_b", b"\xc3\xa9"])).map(
+    lambda r: b"%d.5,0.1,0.2,0.9,0,0,0.25,%s" % r
+)
+LINES = st.lists(st.one_of(GOOD_ROWS, GOOD_ROWS, ROWS, st.binary(max_size=30), st.just(b"# note")), max_size=40)
+
+
+def decode(data, sizes):
+    decoder, out, at, i = RecordingDecoder("n"), [], 0, 0
+    while at < len(data):
+        out += decoder.feed(data[at : at + sizes[i % len(sizes)]])
+        at += sizes[i % len(sizes)]
+        i += 1
+    out += decoder.finish()
+    batches = [b for b in out if isinstance(b, SampleBatch)]
+    rows = [(t, *v) for b in batches for t, v in zip(b.t_ns.tolist(), b.values.tolist(), strict=True)]
+    truth = [c for b in batches for c in b.truth]
+    bad = sorted((b.where, b.reason) for b in out if isinstance(b, BadFrame))
+    return rows, truth, bad
+
+
+@given(LINES, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.booleans(), SIZES, SIZES)
+@settings(deadline=None, max_examples=300)
+def test_decoding_does_not_depend_on_how_bytes_are_cut(lines, end, ended, one, other):
+    data = HEADER + end.join(lines) + (end if ended else b"")
+
+    assert decode(data, one) == decode(data, other)
+
+
+@given(st.lists(st.one_of(GOOD_ROWS, ROWS), max_size=40), SIZES)
+@settings(deadline=None, max_examples=200)
+def test_every_row_becomes_a_sample_or_is_counted(lines, sizes):
+    rows, _, bad = decode(HEADER + b"".join(line + b"\n" for line in lines), sizes)
+
+    filled = [line for line in lines if line.strip()]
+    assert len(rows) + len(bad) == len(filled)
+    assert np.isfinite([r[1:] for r in rows]).all()
+
+
+@given(st.binary(max_size=600), st.booleans(), SIZES)
+@settings(deadline=None, max_examples=300)
+def test_no_bytes_raise_anything_but_an_input_error(data, with_header, sizes):
+    try:
+        rows, _, bad = decode((HEADER if with_header else b"") + data, sizes)
+    except InputError as e:
+        says = str(e)
+    else:
+        says = f"{len(rows)} rows, {len(bad)} bad"
+    assert says
+
+
+@given(st.binary(max_size=400), SIZES, SIZES)
+@settings(deadline=None, max_examples=300)
+def test_lines_do_not_depend_on_how_bytes_are_cut(data, one, other):
+    def lines(sizes):
+        framer, out, at, i = LineFramer(), b"", 0, 0
+        while at < len(data):
+            out += framer.feed(data[at : at + sizes[i % len(sizes)]])
+            at += sizes[i % len(sizes)]
+            i += 1
+        whole, torn = framer.finish()
+        return out + whole, torn
+
+    assert lines(one) == lines(other)
+    whole, torn = lines(one)
+    assert whole + torn == data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

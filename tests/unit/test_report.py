@@ -1,0 +1,85 @@
+import pytest
+
+from agent.core.report import Scorecard
+from agent.records import LabelChange, Origin, Prediction
+
+S = 1_000_000_000
+
+
+def prediction(seq, label, activity=None, known=True, stream="s"):
+    t0 = seq * S
+    return Prediction(
+        stream, seq, t0, t0 + 2 * S, label, 0.9, (0.9, 0.1), 0.1, known, activity or label, Origin.LOCAL, "m"
+    )
+
+
+def scored(changes, labels, **kwargs):
+    card = Scorecard(("a", "b"))
+    card.truth("s", [LabelChange(round(t * S), label) for t, label in changes])
+    truths = [card.add(prediction(i, label, **kwargs)) for i, label in enumerate(labels)]
+    return card, truths
+
+
+def test_a_window_is_scored_by_the_label_at_its_centre():
+    _, truths = scored([(0, "a"), (2.5, "b"), (4, None), (6, "a")], "aaaaaaa")
+
+    assert truths == ["a", "a", "b", None, None, "a", "a"]
+
+
+def test_precision_recall_f1_and_confusion():
+    card, _ = scored([(0, "a"), (5, "b")], "aaabbabbb")
+    report = card.as_dict()
+
+    assert report["confusion"] == {"a": {"a": 3, "b": 1}, "b": {"a": 1, "b": 4}}
+    assert report["classes"]["a"] == {"precision": 3 / 4, "recall": 3 / 4, "f1": 3 / 4, "support": 4}
+    assert report["classes"]["b"]["f1"] == pytest.approx(0.8)
+    assert report["accuracy"] == card.accuracy == pytest.approx(7 / 9)
+    assert report["macro_f1"] == pytest.approx((0.75 + 0.8) / 2)
+
+
+def test_a_label_that_the_model_lacks_counts_as_wrong_and_is_named():
+    card, _ = scored([(0, "a"), (3, "running")], "aaaaa")
+    report = card.as_dict()
+
+    assert report["accuracy"] == pytest.approx(2 / 5)
+    assert report["labels_not_in_model"] == {"running": 3}
+
+
+def test_delay_runs_from_the_onset_to_the_end_of_the_first_window_decided_right():
+    card, _ = scored([(0, "a"), (4.5, "b"), (9.2, "a")], "aaaaabbbbbaa")
+    onsets = card.as_dict()["onsets"]
+
+    assert (onsets["count"], onsets["missed"]) == (2, 0)
+    assert onsets["delay_median_s"] == pytest.approx(2.5)
+    assert onsets["delay_p90_s"] == pytest.approx(12 - 9.2)
+
+
+def test_an_onset_that_is_not_decided_before_the_next_is_missed():
+    card, _ = scored([(0, "a"), (4, "b"), (6, "a"), (9, None)], "a" * 12)
+
+    assert card.as_dict()["onsets"]["count"] == 2
+    assert card.as_dict()["onsets"]["missed"] == 1
+
+
+def test_the_same_label_after_an_unlabelled_stretch_is_no_onset():
+    card, _ = scored([(0, "a"), (3, None), (5, "a")], "aaaaaaa")
+
+    assert card.as_dict()["onsets"]["count"] == 0
+
+
+def test_without_labels_there_is_no_accuracy():
+    card, _ = scored([], "aab", known=False)
+    report = card.as_dict()
+
+    assert report["accuracy"] is None
+    assert (report["windows"], report["unknown_windows"], report["labelled_windows"]) == (3, 3, 0)
+
+
+def test_streams_are_scored_apart_and_a_name_may_come_again():
+    card = Scorecard(("a", "b"))
+    card.truth("s", [LabelChange(0, "a")])
+    card.truth("u", [LabelChange(0, "b")])
+    assert [card.add(prediction(0, "a", stream=x)) for x in "su"] == ["a", "b"]
+    card.end_stream("s")
+
+    assert card.add(prediction(0, "a")) is None

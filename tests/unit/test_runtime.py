@@ -1,0 +1,108 @@
+import pytest
+from fakes import FakeClock, FakeModel, RecordingList, ScriptedSource, cut, even_times, manifest, signal
+
+from agent.core.histogram import Histogram
+from agent.errors import SourceUnavailable
+from agent.pipeline import Pipeline
+from agent.records import BadFrame, LabelChange, Loss, Prediction, SampleBatch
+from agent.runtime.engine import Engine, TimedModel
+from agent.runtime.pacing import PacedSource
+
+
+def engine(source, clock=None):
+    clock = clock or FakeClock()
+    model = TimedModel(FakeModel(), clock)
+    sink = RecordingList()
+    return Engine(source, Pipeline(model, manifest()), [sink], clock, model), sink
+
+
+def test_a_turn_carries_what_came_to_the_sinks():
+    bad = BadFrame("s", Loss.NUMBER, 7)
+    agent, sink = engine(ScriptedSource([[*cut(even_times(128), signal(128), [128]), bad], []]))
+
+    first, second, end = agent.turn(), agent.turn(), agent.turn()
+
+    assert isinstance(first.events[0], Prediction)
+    assert first.bad == [bad]
+    assert agent.bad == {"s": {Loss.NUMBER: 1}}
+    assert second.events == []
+    assert end is None
+    assert sink.turns == [first, second]
+
+
+def test_latency_is_measured_where_the_receive_time_is_known():
+    clock = FakeClock()
+    clock.now_ns = 5_000_000
+    batch = SampleBatch("s", even_times(128), signal(128), 0, t_rx_ns=1_000_000)
+    agent, _ = engine(ScriptedSource([[batch], [cut(even_times(128), signal(128), [128], "r")[0]]]), clock)
+
+    timings = agent.turn().timings
+
+    assert list(timings) == [("s", 0)]
+    assert (timings["s", 0].wait_ns, timings["s", 0].total_ns) == (4_000_000, 4_000_000)
+    assert agent.turn().timings == {}
+
+
+def test_close_goes_from_the_source_to_the_sinks():
+    source = ScriptedSource([])
+    agent, sink = engine(source)
+    agent.close()
+
+    assert (source.closed, sink.closed) == (True, True)
+
+
+def test_an_outage_of_the_source_reaches_the_caller():
+    agent, _ = engine(ScriptedSource([SourceUnavailable("gone")]))
+
+    with pytest.raises(SourceUnavailable, match="gone"):
+        agent.turn()
+
+
+@pytest.mark.parametrize("speed", [0.5, 1, 10])
+def test_paced_samples_come_when_their_time_has_come(speed):
+    clock = FakeClock()
+    truth = (LabelChange(0, "a"), LabelChange(1_000_000_000, "b"))
+    batch = SampleBatch("s", even_times(100, t0_s=0), signal(100), 0, truth=truth)
+    paced = PacedSource(ScriptedSource([[batch]]), clock, speed)
+
+    got = []
+    while (decoded := paced.poll(0.05)) is not None:
+        for piece in decoded:
+            assert clock.now_ns >= (piece.t_ns[-1] - got[0].t_ns[-1]) / speed if got else True
+            got.append(piece)
+
+    assert sum(len(p.t_ns) for p in got) == 100
+    assert [p.seq0 for p in got] == list(range(0, 100, 5))
+    assert [c for p in got for c in p.truth] == list(truth)
+    assert clock.now_ns == pytest.approx(1.9e9 / speed, abs=2e8 / speed)
+    assert max(clock.slept) <= 0.05
+
+
+def test_bad_frames_are_handed_on_at_once():
+    paced = PacedSource(ScriptedSource([[BadFrame("s", Loss.TORN, 1)]]), FakeClock(), 1)
+
+    assert paced.poll(0.1) == [BadFrame("s", Loss.TORN, 1)]
+
+
+def test_histogram_quantiles_are_within_two_percent():
+    histogram = Histogram()
+    for ns in range(1000, 101_000):
+        histogram.add(ns)
+
+    for q in (0.01, 0.5, 0.95, 0.99):
+        assert histogram.quantile_ns(q) == pytest.approx(1000 + q * 100_000, rel=0.02)
+    assert histogram.summary_ms()["max"] == pytest.approx(0.100999)
+
+
+def test_merged_histograms_are_as_if_one_had_seen_all():
+    parts, whole = [Histogram(), Histogram()], Histogram()
+    for i in range(1, 5000):
+        parts[i % 2].add(i * i)
+        whole.add(i * i)
+    parts[0].merge(parts[1])
+
+    assert parts[0].summary_ms() == whole.summary_ms()
+
+
+def test_an_empty_histogram_has_no_summary():
+    assert Histogram().summary_ms() == {}
