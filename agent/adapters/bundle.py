@@ -1,0 +1,134 @@
+"""Model bundles on disk: read once, every file held against the manifest, and only verified bytes go on."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from agent.core import onnx_wire
+from agent.core.manifest import REQUIRED_FILES, SIZE_CAPS, Bundle, check_file, parse, sha256
+from agent.errors import ModelContractError
+from agent.records import Float32Array, Float64Array, Int8Array
+
+MANIFEST_CAP = 1 << 20
+"""Largest `manifest.json` that is read, in bytes."""
+
+MAX_OPSET = 21
+ALLOWED_OPERATORS = frozenset({
+    "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DequantizeLinear", "Div",
+    "Flatten", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "MatMul", "MaxPool", "Mul", "Pad",
+    "QuantizeLinear", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split",
+    "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Operators of the standard domain that a bundle may use: arithmetic on tensors, no control flow, no I/O."""
+
+
+def builtin_models() -> Path:
+    """Return the folder of the bundles that ship with the agent: in the wheel, or in a source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "models"
+    return shipped if shipped.is_dir() else package.parent / "models"
+
+
+def find_bundle(name: str) -> Path:
+    """Return the folder that `name` means: a path if it exists as one, else a bundle that ships with the agent.
+
+    Raises:
+        ModelContractError: neither exists.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    shipped = builtin_models() / name
+    if shipped.is_dir() and "/" not in name:
+        return shipped
+    known = ", ".join(sorted(p.name for p in builtin_models().glob("*") if p.is_dir())) or "none"
+    raise ModelContractError(
+        f"no model bundle at {name!r}; give a bundle's folder, or the name of one that ships: {known}"
+    )
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle's files. The models are not run: see `onnx_model.OrtModel.verify`.
+
+    Raises:
+        ModelContractError: the folder breaks the bundle contract; the text says in what.
+    """
+    manifest_bytes = _read(folder / "manifest.json", MANIFEST_CAP)
+    manifest = parse(manifest_bytes)
+    missing = [name for name in REQUIRED_FILES if name not in manifest.files]
+    if missing:
+        raise ModelContractError(f"{folder}: the manifest does not list {', '.join(missing)}")
+    contents = {}
+    for name, entry in manifest.files.items():
+        cap = SIZE_CAPS.get(Path(name).suffix)
+        if cap is None or Path(name).name != name:
+            raise ModelContractError(f"{folder}: a bundle may not carry {name!r}")
+        data = _read(folder / name, cap)
+        check_file(name, data, entry)
+        if name.endswith(".onnx"):
+            _check_onnx(name, data)
+        contents[name] = data
+    return Bundle(manifest, sha256(manifest_bytes), contents)
+
+
+def read_golden(bundle: Bundle) -> tuple[Float32Array, Int8Array, Float32Array, Float64Array]:
+    """Return the golden vectors: windows, and the code, logits and novelty that they must give.
+
+    Windows are float32 (n, window, 6) in g and rad/s.
+
+    Raises:
+        ModelContractError: `golden.npz` cannot be read or does not fit the manifest.
+    """
+    try:
+        with np.load(io.BytesIO(bundle.contents["golden.npz"]), allow_pickle=False) as golden:
+            window, code = golden["window"], golden["code"]
+            logits, novelty = golden["logits"], golden["novelty"]
+    except Exception as e:  # numpy raises BadZipFile, ValueError, KeyError, EOFError, NotImplementedError and more here
+        raise ModelContractError(f"golden.npz cannot be read: {e}") from e
+    manifest = bundle.manifest
+    n = len(window)
+    shapes = (
+        (manifest.input.window, len(manifest.input.channels)),
+        manifest.code.shape,
+        (len(manifest.labels),),
+        (),
+    )
+    kinds = (np.float32, np.int8, np.float32, np.float64)
+    for array, shape, kind in zip((window, code, logits, novelty), shapes, kinds, strict=True):
+        if array.shape != (n, *shape) or array.dtype != kind:
+            raise ModelContractError("golden.npz does not have the shapes and types that the manifest says")
+    if n == 0:
+        raise ModelContractError("golden.npz holds no windows")
+    return window, code, logits, novelty
+
+
+def _check_onnx(name: str, data: bytes) -> None:
+    try:
+        summary = onnx_wire.summarise(data)
+    except ModelContractError as e:
+        raise ModelContractError(f"{name}: {e}") from e
+    if summary.external_data:
+        raise ModelContractError(f"{name} keeps data outside the file, which a bundle may not")
+    version = summary.opsets.get("", 0)
+    if not 1 <= version <= MAX_OPSET:
+        raise ModelContractError(f"{name} uses ONNX opset {version}; this agent allows 1 to {MAX_OPSET}")
+    foreign = {
+        op if not domain else f"{domain}.{op}"
+        for domain, op in summary.operators
+        if domain or op not in ALLOWED_OPERATORS
+    }
+    if summary.functions:
+        foreign.add("local functions")
+    if foreign:
+        raise ModelContractError(f"{name} uses {', '.join(sorted(foreign))}, which a bundle may not")
+
+
+def _read(path: Path, cap: int) -> bytes:
+    try:
+        with path.open("rb") as f:
+            data = f.read(cap + 1)
+    except OSError as e:
+        raise ModelContractError(f"{path} cannot be read: {e.strerror or e}") from e
+    if len(data) > cap:
+        raise ModelContractError(f"{path} is larger than {cap} bytes, the most that is allowed for it")
+    return data

@@ -1,0 +1,126 @@
+"""Recordings on disk or standard input as a source: CSV, plain or compressed."""
+
+import importlib
+import io
+import sys
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from agent.core.decoders.recording import Declared, RecordingDecoder
+from agent.errors import InputError, SourceUnavailable
+from agent.records import Decoded
+
+BLOCK = 1 << 16
+"""Bytes that are decoded at a time: enough to work column by column, little enough to keep memory flat."""
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+STDIN = "-"
+
+
+class RecordingSource:
+    """`ports.Source` over one recording. `path`: a file, or `-` for standard input.
+
+    Compression is told by the first bytes, whatever the name ends with.
+    """
+
+    def __init__(self, path: str, declared: Declared | None = None) -> None:
+        """Open the file.
+
+        Raises:
+            SourceUnavailable: there is no such file, or it may not be read.
+            InputError: it is a directory.
+        """
+        self.path = path
+        self._raw = _open(path)
+        self.size = _size(self._raw)
+        """Bytes in the file as stored; None where that cannot be known."""
+        # What a damaged file raises, known once it is clear which library reads it.
+        self._damage: tuple[type[Exception], ...] = (EOFError,)
+        self._data = self._uncompressed()
+        name = "stdin" if path == STDIN else Path(path).name.split(".")[0]
+        self._decoder = RecordingDecoder(name, declared)
+        self._ended = False
+        self._broken: InputError | None = None
+
+    @property
+    def device(self) -> str:
+        """The stream's name, once the header is read."""
+        return self._decoder.device
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file, as stored, that have been read."""
+        return self._raw.tell() if self.size is not None else 0
+
+    def poll(self, timeout_s: float) -> list[Decoded] | None:  # noqa: ARG002  a file does not wait
+        """Return what the next block holds; None at the end.
+
+        Raises:
+            InputError: the recording cannot be used, or is cut short inside its compression.
+            SourceUnavailable: reading failed.
+        """
+        if self._broken:
+            raise self._broken
+        if self._ended:
+            return None
+        try:
+            block = self._data.read1(BLOCK)
+        except self._damage as e:
+            block = self._break(e)
+        except OSError as e:
+            raise SourceUnavailable(f"reading failed: {e.strerror or e}") from e
+        if block:
+            return self._decoder.feed(block)
+        self._ended = True
+        return self._decoder.finish()
+
+    def _break(self, cause: Exception) -> bytes:
+        """Note that nothing more can be read; what has been decoded so far still counts."""
+        self._broken = InputError("its compressed data is cut short or damaged; what came before was replayed")
+        self._broken.__cause__ = cause
+        return b""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._data.close()
+        if self._raw is not sys.stdin.buffer:
+            self._raw.close()
+
+    def _uncompressed(self) -> io.BufferedReader:
+        start = self._raw.peek(4)
+        if start.startswith(_GZIP):
+            gzip, zlib = (importlib.import_module(name) for name in ("gzip", "zlib"))
+            self._damage += (gzip.BadGzipFile, zlib.error)
+            return cast("io.BufferedReader", gzip.GzipFile(fileobj=self._raw))
+        if start.startswith(_ZSTD):
+            try:
+                zstandard = importlib.import_module("zstandard")
+            except ImportError as e:
+                raise SourceUnavailable(
+                    "it is compressed with zstd, which needs: pip install 'har-edge-agent[zstd]'"
+                ) from e
+            self._damage += (zstandard.ZstdError,)
+            reader = zstandard.ZstdDecompressor().stream_reader(self._raw, read_across_frames=True)
+            return io.BufferedReader(reader)
+        return self._raw
+
+
+def _open(path: str) -> io.BufferedReader:
+    if path == STDIN:
+        return cast("io.BufferedReader", sys.stdin.buffer)
+    try:
+        return Path(path).open("rb")
+    except IsADirectoryError as e:
+        raise InputError(f"it is a directory; give its files, such as {path.rstrip('/')}/*.csv") from e
+    except FileNotFoundError as e:
+        raise SourceUnavailable("there is no such file") from e
+    except OSError as e:
+        raise SourceUnavailable(f"it cannot be opened: {e.strerror or e}") from e
+
+
+def _size(raw: BinaryIO) -> int | None:
+    if not raw.seekable():
+        return None
+    size = raw.seek(0, io.SEEK_END)
+    raw.seek(0)
+    return size

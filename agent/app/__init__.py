@@ -1,0 +1,1 @@
+"""The composition root: builds one agent out of adapters, runtime and configuration."""

@@ -1,0 +1,370 @@
+"""Side-by-side measurements: the pipeline against bare ONNX Runtime, in one process and one run.
+
+Everything is a ratio of two things measured in turn, because the speed of a machine drifts: a round measures both, and
+the median over rounds is quoted. Hot calls come back to back; at cadence there is a pause before each, as on a board
+that labels a window every 1.28 s, so that caches and clocks have cooled down.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.adapters.bundle import find_bundle, read_golden
+from agent.adapters.clock import SystemClock
+from agent.adapters.onnx_model import OrtModel
+from agent.app.compose import build_pipeline, open_model
+from agent.config import Config
+from agent.core.histogram import Histogram
+from agent.pipeline import Pipeline
+from agent.records import CHANNELS, Decoded, Float32Array, Int64Array, SampleBatch, Turn
+from agent.runtime.engine import Engine, TimedModel
+from agent.runtime.pacing import PacedSource
+
+CADENCE_S = 0.05
+STREAMS = 256
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure. `ratio` is against `of`, measured in the same rounds."""
+
+    name: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    of: str = ""
+
+
+@dataclass
+class Benchmark:
+    """What one run measured, and on what."""
+
+    model: str
+    machine: dict[str, Any]
+    figures: list[Figure] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {"v": 1, "model": self.model, "machine": self.machine, "figures": [asdict(f) for f in self.figures]}
+
+
+def bench(config: Config, seconds: float, on_progress: Callable[[str], None] = lambda _: None) -> Benchmark:
+    """Measure everything, spending about `seconds` on each comparison.
+
+    Raises:
+        ModelContractError: the configured bundle breaks its contract.
+    """
+    model = open_model(config.model.bundle)
+    run = _Run(model, config, seconds)
+    result = Benchmark(model.id, _machine())
+    for name, measure in (
+        ("bare ONNX Runtime calls", run.invoke),
+        ("the pipeline, one stream", run.one_stream),
+        (f"the pipeline, {STREAMS} streams", run.many_streams),
+        ("replay from memory", run.replay_memory),
+        ("replay from CSV", run.replay_csv),
+        ("a live 50 Hz stream", run.live),
+        ("start-up and memory", run.floor),
+    ):
+        on_progress(name)
+        result.figures += measure()
+    return result
+
+
+class _Run:
+    """The measurements, on one model and one stretch of signal."""
+
+    def __init__(self, model: OrtModel, config: Config, seconds: float) -> None:
+        self._model = model
+        self._config = config
+        self._seconds = seconds
+        self._manifest = model.bundle.manifest
+        self._window, self._hop = self._manifest.input.window, config.window.hop or self._manifest.input.hop
+        self._signal = np.concatenate(list(read_golden(model.bundle)[0]))
+        self._clock = SystemClock()
+
+    def invoke(self) -> Iterator[Figure]:
+        """Each graph alone, batch 1, hot and at cadence; batch 256 beside it."""
+        one, many = self._inputs(1), self._inputs(STREAMS)
+        for name in ("encoder", "classifier", "decoder"):
+            session = getattr(self._model, name)
+            hot = self._time_of(partial(session.run, None, one[name]))
+            batched = self._time_of(partial(session.run, None, many[name])) / STREAMS
+            cold = Histogram()
+            for _ in range(max(10, round(self._seconds / CADENCE_S / 2))):
+                time.sleep(CADENCE_S)
+                start = time.perf_counter_ns()
+                session.run(None, one[name])
+                cold.add(time.perf_counter_ns() - start)
+            yield Figure(f"{name}, hot", hot * 1e6, "µs a window")
+            yield Figure(
+                f"{name}, at cadence",
+                cold.quantile_ns(0.5) / 1e3,
+                "µs a window",
+                cold.quantile_ns(0.5) / 1e9 / hot,
+                "hot",
+            )
+            yield Figure(f"{name}, batch {STREAMS}", batched * 1e6, "µs a window", batched / hot, "hot")
+
+    def one_stream(self) -> Iterator[Figure]:
+        """One hop of samples in, one prediction out; and the same samples one at a time."""
+        pipeline = self._pipeline()
+        batches = self._batches("one", self._hop, 256)
+        singles = self._batches("single", 1, 256 * self._hop)
+        bare = self._bare(1)
+
+        def by_sample() -> None:
+            for _ in range(self._hop):
+                pipeline.feed([next(singles)])
+
+        for _ in range(3):
+            pipeline.feed([next(batches)])
+            by_sample()
+        base, piped, single = self._in_turn(bare, lambda: pipeline.feed([next(batches)]), by_sample)
+        yield Figure("three bare calls", base * 1e6, "µs a window")
+        yield Figure("pipeline, a hop at a time", piped * 1e6, "µs a window", piped / base, "three bare calls")
+        yield Figure("pipeline, a sample at a time", single * 1e6, "µs a window", single / base, "three bare calls")
+
+    def many_streams(self) -> Iterator[Figure]:
+        """A hop of each of many streams in one feed, one batched model call."""
+        pipeline = self._pipeline()
+        sources = [self._batches(f"device-{i}", self._hop, 256) for i in range(STREAMS)]
+        bare = self._bare(STREAMS)
+        for _ in range(3):
+            pipeline.feed([next(s) for s in sources])
+        waiting = [[next(s) for s in sources] for _ in range(4)]
+
+        def feed() -> None:
+            # Making the batches is the source's work, not the pipeline's, so it is done outside of the clock.
+            pipeline.feed(waiting.pop())
+
+        def refill() -> None:
+            if not waiting:
+                waiting.extend([[next(s) for s in sources] for _ in range(4)][::-1])
+
+        base, piped = self._in_turn(bare, feed, before=refill)
+        yield Figure(f"three bare calls, batch {STREAMS}", base / STREAMS * 1e6, "µs a window")
+        yield Figure(
+            f"pipeline, {STREAMS} streams",
+            piped / STREAMS * 1e6,
+            "µs a window",
+            piped / base,
+            "three bare calls batched",
+        )
+
+    def replay_memory(self) -> Iterator[Figure]:
+        """A stretch of one stream through engine and pipeline, without decoding and without output."""
+        hops = 4 * STREAMS
+        bare = self._bare(STREAMS)
+        batches = self._batches("memory", hops * self._hop, 256)
+        source = _Memory()
+        engine = self._engine(source)
+
+        def play() -> None:
+            engine.turn()
+
+        def refill() -> None:
+            source.waiting = [next(batches)]
+
+        refill()
+        play()
+        base, piped = self._in_turn(bare, play, before=refill)
+        rate, bare_rate = hops / piped, STREAMS / base
+        yield Figure("batched bare calls", bare_rate, "windows/s")
+        yield Figure("replay from memory", rate, "windows/s", rate / bare_rate, "batched bare calls")
+
+    def replay_csv(self) -> Iterator[Figure]:
+        """`har-agent replay` of a CSV recording on one core, JSONL out, start-up left out."""
+        from agent.app.replay import ReplaySettings, replay
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "bench.csv"
+            n = _write_csv(path, self._signal, 200_000)
+            settings = ReplaySettings(config=self._config, out=os.devnull)
+            rates = []
+            for _ in range(max(3, round(self._seconds))):
+                start = time.process_time()
+                result = replay([str(path)], settings)
+                rates.append(n / (time.process_time() - start))
+                if result.recordings[0].samples != n:
+                    raise AssertionError("the replay did not read every row that was written")
+        yield Figure("replay from CSV", statistics.median(rates), "samples/s a core")
+
+    def live(self) -> Iterator[Figure]:
+        """CPU of engine and pipeline under one 50 Hz stream in real time, polled a tenth of a second at a time."""
+        batches = self._batches("live", 64, 1 << 20)
+        source = PacedSource(_Endless(batches), self._clock, 1.0)
+        engine = self._engine(source)
+        engine.turn()
+        start, cpu = time.monotonic(), time.process_time()
+        seconds = max(5.0, 2 * self._seconds)
+        while time.monotonic() - start < seconds:
+            engine.turn()
+        share = (time.process_time() - cpu) / (time.monotonic() - start)
+        yield Figure("one live 50 Hz stream", 100 * share, "% of a core")
+
+    def floor(self) -> Iterator[Figure]:
+        """Start-up and peak memory of a replay against a Python that imports the same and opens the same sessions."""
+        graphs = [
+            str(find_bundle(self._config.model.bundle) / f"{n}.onnx") for n in ("encoder", "classifier", "decoder")
+        ]
+        bare = [sys.executable, "-c", _FLOOR, *graphs]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "short.csv"
+            _write_csv(path, self._signal, 256)
+            agent = [
+                sys.executable,
+                "-m",
+                "agent",
+                "replay",
+                "--quiet",
+                "--model",
+                self._config.model.bundle,
+                str(path),
+            ]
+            runs = [(_spawn(bare), _spawn(agent)) for _ in range(max(5, round(3 * self._seconds)))]
+            _write_csv(path, self._signal, 400_000)
+            long = _spawn(agent)
+        base_s, agent_s = (statistics.median(r[i][0] for r in runs) for i in (0, 1))
+        base_mib, agent_mib = (statistics.median(r[i][1] for r in runs) for i in (0, 1))
+        yield Figure("floor start-up", base_s * 1e3, "ms")
+        yield Figure("agent start-up and a short replay", agent_s * 1e3, "ms", agent_s / base_s, "floor start-up")
+        yield Figure("floor peak RSS", base_mib, "MiB")
+        yield Figure("agent peak RSS, short replay", agent_mib, "MiB", agent_mib / base_mib, "floor peak RSS")
+        yield Figure("agent peak RSS, 2.2 h replay", long[1], "MiB", long[1] / base_mib, "floor peak RSS")
+
+    def _engine(self, source: Any) -> Engine:
+        timed = TimedModel(self._model, self._clock)
+        pipeline = build_pipeline(timed, self._manifest, self._config)
+        return Engine(source, pipeline, [_Nowhere()], self._clock, timed)
+
+    def _pipeline(self) -> Pipeline:
+        return build_pipeline(self._model, self._manifest, self._config)
+
+    def _inputs(self, n: int) -> dict[str, dict[str, Any]]:
+        windows = np.resize(self._signal, (n, self._window, len(CHANNELS))).astype(np.float32)
+        windows = self._manifest.normalisation.apply(windows)
+        code = self._model.infer(windows).code
+        return {"encoder": {"window": windows}, "classifier": {"code": code}, "decoder": {"code": code}}
+
+    def _bare(self, n: int) -> Callable[[], None]:
+        """The three calls that a window costs, with nothing around them."""
+        inputs = self._inputs(n)
+
+        def call() -> None:
+            for name, feed in inputs.items():
+                getattr(self._model, name).run(None, feed)
+
+        return call
+
+    def _batches(self, stream: str, size: int, count: int) -> Iterator[SampleBatch]:
+        """Endless even samples of one stream, `size` at a time."""
+        period = round(1e9 / self._manifest.input.rate_hz)
+        values = np.resize(self._signal, (max(size, min(count * size, 1 << 16)), len(CHANNELS))).astype(np.float32)
+        at = 0
+        while True:
+            t: Int64Array = (np.arange(at, at + size) * period).astype(np.int64)
+            first = at % (len(values) - size + 1)
+            yield SampleBatch(stream, t, values[first : first + size], at)
+            at += size
+
+    def _time_of(self, act: Callable[[], Any]) -> float:
+        return self._in_turn(act)[0]
+
+    def _in_turn(self, *acts: Callable[[], Any], before: Callable[[], None] = lambda: None) -> list[float]:
+        """Median seconds of a call of each, measured in turn, call by call."""
+        spent: list[list[float]] = [[] for _ in acts]
+        end = time.perf_counter() + self._seconds
+        while time.perf_counter() < end or len(spent[0]) < 5:
+            for times, act in zip(spent, acts, strict=True):
+                before()
+                start = time.perf_counter()
+                act()
+                times.append(time.perf_counter() - start)
+        return [statistics.median(times) for times in spent]
+
+
+class _Memory:
+    """A source that has what it was given."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Decoded] = []
+
+    def poll(self, timeout_s: float) -> list[Decoded]:  # noqa: ARG002  memory does not wait
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
+    def close(self) -> None:
+        pass
+
+
+class _Endless:
+    """A source that always has another batch."""
+
+    def __init__(self, batches: Iterator[SampleBatch]) -> None:
+        self._batches = batches
+
+    def poll(self, timeout_s: float) -> list[Decoded]:  # noqa: ARG002  as above
+        return [next(self._batches)]
+
+    def close(self) -> None:
+        pass
+
+
+class _Nowhere:
+    """A sink that drops what it gets."""
+
+    def write(self, turn: Turn) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+_FLOOR = """
+import sys, numpy, onnxruntime as ort
+o = ort.SessionOptions(); o.intra_op_num_threads = o.inter_op_num_threads = 1
+o.enable_cpu_mem_arena = False
+sessions = [ort.InferenceSession(open(p, 'rb').read(), o, providers=['CPUExecutionProvider']) for p in sys.argv[1:]]
+"""
+
+
+def _spawn(command: list[str]) -> tuple[float, float]:
+    """Run a command to its end; return wall seconds and peak RSS in MiB."""
+    start = time.perf_counter()
+    pid = os.posix_spawn(
+        command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    )
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise AssertionError(f"{' '.join(command[:4])} … ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def _write_csv(path: Path, signal: Float32Array, n: int) -> int:
+    rows = np.column_stack([np.arange(n) / 50.0, np.resize(signal, (n, len(CHANNELS)))])
+    header = f"# format: har-recording/1\n# device: bench\n# acc_unit: g\n# gyro_unit: rad/s\nt,{','.join(CHANNELS)}"
+    np.savetxt(path, rows, fmt=["%.2f"] + ["%.4f"] * 6, delimiter=",", header=header, comments="")
+    return n
+
+
+def _machine() -> dict[str, Any]:
+    import platform
+
+    import onnxruntime
+
+    return {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+    }

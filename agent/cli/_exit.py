@@ -1,0 +1,32 @@
+"""Exit statuses, and which error ends in which."""
+
+from enum import IntEnum
+
+from agent import errors
+
+
+class Exit(IntEnum):
+    """Exit statuses, from sysexits.h where it has one."""
+
+    NO = 1
+    USAGE = 2
+    DATA = 65
+    UNAVAILABLE = 69
+    IO = 74
+    CONFIG = 78
+
+
+_EXIT_OF: tuple[tuple[type[errors.AgentError], Exit], ...] = (
+    (errors.ConfigError, Exit.CONFIG),
+    (errors.ModelContractError, Exit.CONFIG),
+    (errors.InputError, Exit.DATA),
+    (errors.OutputError, Exit.IO),
+    (errors.SourceUnavailable, Exit.UNAVAILABLE),
+    (errors.SinkUnavailable, Exit.UNAVAILABLE),
+    (errors.InferenceError, Exit.UNAVAILABLE),
+)
+
+
+def exit_status(error: errors.AgentError) -> int:
+    """Return the exit status that an error ends a one-shot command with."""
+    return next((int(code) for kind, code in _EXIT_OF if isinstance(error, kind)), int(Exit.NO))

@@ -1,0 +1,30 @@
+"""`har-agent bench`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of one that ships.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=60, help="Time for each comparison.")] = 2.0,
+    config: Annotated[Path | None, typer.Option(help="Configuration file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure the pipeline against bare ONNX Runtime on this machine, side by side.
+
+    Example: har-agent bench --seconds 5
+    """
+    from agent.app.bench import bench as run
+    from agent.app.compose import load_config
+    from agent.cli._table import table
+
+    settings = load_config(config, {"model.bundle": model})
+    result = run(settings, seconds, lambda what: typer.echo(f"measuring {what} …", err=True))
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    typer.echo(f"{result.model} on {', '.join(f'{k} {v}' for k, v in result.machine.items())}\n")
+    typer.echo(table([vars(f) for f in result.figures]))

@@ -1,0 +1,146 @@
+"""`har-agent demo`."""
+
+import json
+import signal
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from agent.cli._exit import Exit
+
+if TYPE_CHECKING:
+    from agent.app.demo import Received, Status, Summary
+
+_COLUMNS = "{:>7}  {:<18}  {:<18}  {:>6}  {:<18}  {:>8}  {:>9}"
+
+
+def demo(
+    duration: Annotated[float, typer.Option(min=5, help="Seconds to simulate; the script repeats.")] = 30.0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the simulated person.")] = 0,
+    model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of one that ships.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON summary on standard output; lines on stderr.")
+    ] = False,
+) -> None:
+    """Show the agent at work: simulated sensor, live labels, MQTT broker and subscriber, all on this machine.
+
+    Ends by itself with a summary; exit 1 if a sample or a message was lost.
+
+    Example: har-agent demo --seed 3
+    """
+    typer.echo("starting: model, broker, subscriber, simulated sensor", err=True)
+    from agent.app.demo import DemoSettings
+    from agent.app.demo import demo as run
+
+    settings = DemoSettings(model, duration_s=duration, seed=seed)
+    with _Stopping() as stopping:
+        try:
+            summary = run(settings, _Printer(err=as_json), stopping)
+        except ValueError as e:
+            raise typer.BadParameter(str(e)) from e
+    typer.echo(json.dumps(summary.as_dict()) if as_json else "\n" + _summary(summary))
+    if not summary.complete:
+        typer.echo("har-agent: something was lost on the way", err=True)
+        raise typer.Exit(Exit.NO)
+
+
+class _Stopping:
+    """True after a first SIGINT or SIGTERM; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self._stopping = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __call__(self) -> bool:
+        return self._stopping
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        for number in self._before:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+class _Printer:
+    """`app.demo.Audience` that prints one line for each prediction."""
+
+    def __init__(self, *, err: bool) -> None:
+        self._err = err
+
+    def started(self, model: str, broker: str) -> None:
+        typer.echo(f"model {model}, broker {broker}, simulated device at 50 Hz; Ctrl-C ends early", err=True)
+        self._line("time", "true activity", "label", "conf", "decided", "novelty", "latency")
+
+    def received(self, received: "Received") -> None:
+        m = received.message
+        self._line(
+            f"{m['t1']:.2f} s",
+            received.truth or "(changing)",
+            m["label"],
+            f"{m['confidence']:.3f}",
+            m["activity"],
+            f"{m['novelty']:.3g}" + ("" if m["known"] else "!"),
+            f"{received.latency_ms:.1f} ms",
+        )
+
+    def status(self, status: "Status") -> None:
+        stages = " | ".join(
+            f"{stage} " + "/".join(f"{ms:.1f}" for ms in figures.values())
+            for stage, figures in status.latency_ms.items()
+            if figures
+        )
+        self._echo(f"-- {status.elapsed_s:.0f} s: latency, ms (p50/p95/p99/max): {stages}")
+        self._echo(f"-- {status.elapsed_s:.0f} s: power: {_power(status)}; CPU {status.cpu_pct:.1f} % of a core")
+
+    def _line(self, *cells: str) -> None:
+        self._echo(_COLUMNS.format(*cells).rstrip())
+
+    def _echo(self, text: str) -> None:
+        typer.echo(text, err=self._err)
+
+
+def _power(status: "Status") -> str:
+    power = status.power
+    if power.watts is None:
+        return "not measurable on this machine"
+    error = f", ±{power.error_pct:g} %" if power.error_pct is not None else ""
+    return f"{power.watts:.2f} W ({power.source}{error})"
+
+
+def _summary(s: "Summary") -> str:
+    score = s.score
+    accuracy = "no window is labelled"
+    if score["labelled_windows"]:
+        accuracy = (
+            f"{score['accuracy']:.1%} of {score['labelled_windows']} labelled windows, "
+            f"{score['activity_accuracy']:.1%} after smoothing"
+        )
+    rows = [
+        ("ended", "early, on request" if s.interrupted else f"after {s.status.elapsed_s:.1f} s"),
+        ("set-up", f"{s.startup_s:.2f} s"),
+        ("samples", f"{s.samples} taken, {s.dropped} dropped"),
+        ("windows", f"{score['windows']}"),
+        ("accuracy", accuracy),
+        ("messages", f"{s.published} published, {s.received} received, {s.published - s.received} lost"),
+    ]
+    rows += [
+        (
+            f"latency, {stage}",
+            "  ".join(f"{name} {ms:.2f}" for name, ms in figures.items()) + "  ms" if figures else "none",
+        )
+        for stage, figures in s.status.latency_ms.items()
+    ]
+    rows += [
+        ("CPU", f"{s.status.cpu_pct:.2f} % of a core: agent, simulation, broker and subscriber together"),
+        ("memory", f"{s.status.rss_mib:.1f} MiB resident"),
+        ("power", _power(s.status)),
+    ]
+    return "\n".join(f"{name:<18}{value}" for name, value in rows)

@@ -1,0 +1,1 @@
+"""The moving parts around the pipeline: engine and queues."""

@@ -1,0 +1,89 @@
+"""The loop around the pipeline; a single turn of it can be called by a test."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from agent.pipeline import Pipeline
+from agent.ports import Clock, Model, Sink, Source
+from agent.records import BadFrame, Event, Float32Array, Loss, Prediction, SampleBatch, Scores, Timings, Turn
+
+
+class TimedModel:
+    """A `ports.Model` that remembers how long its calls took."""
+
+    def __init__(self, model: Model, clock: Clock) -> None:
+        self._model = model
+        self._clock = clock
+        self.id = model.id
+        self.labels = model.labels
+        self.spent_ns = 0
+        """Total of all calls so far."""
+
+    def infer(self, windows: Float32Array) -> Scores:
+        """See `ports.Model.infer`."""
+        start = self._clock.monotonic_ns()
+        scores = self._model.infer(windows)
+        self.spent_ns += self._clock.monotonic_ns() - start
+        return scores
+
+
+class Engine:
+    """Moves what the source has through the pipeline to the sinks, one `turn` at a time."""
+
+    def __init__(
+        self, source: Source, pipeline: Pipeline, sinks: Sequence[Sink], clock: Clock, model: TimedModel
+    ) -> None:
+        """`model`: the one inside `pipeline`."""
+        self._source = source
+        self._pipeline = pipeline
+        self._sinks = sinks
+        self._clock = clock
+        self._model = model
+        self.bad: defaultdict[str, Counter[Loss]] = defaultdict(Counter)
+        """Frames that could not be decoded, by stream and reason."""
+
+    def turn(self, timeout_s: float = 0.25) -> Turn | None:
+        """Poll the source, waiting at most `timeout_s`, and carry what came all the way; None once it has ended.
+
+        Raises:
+            InputError, SourceUnavailable: from the source.
+            InferenceError: from the model.
+            OutputError, SinkUnavailable: from a sink.
+        """
+        decoded = self._source.poll(timeout_s)
+        if decoded is None:
+            return None
+        start_ns = self._clock.monotonic_ns()
+        bad = [d for d in decoded if isinstance(d, BadFrame)]
+        items = [d for d in decoded if not isinstance(d, BadFrame)]
+        batches = [d for d in items if isinstance(d, SampleBatch)]
+        for frame in bad:
+            self.bad[frame.stream][frame.reason] += 1
+        spent_ns = self._model.spent_ns
+        events = self._pipeline.feed(items)
+        timings = self._timings(batches, events, start_ns, self._model.spent_ns - spent_ns)
+        turn = Turn(batches, bad, events, timings)
+        for sink in self._sinks:
+            sink.write(turn)
+        return turn
+
+    def close(self) -> None:
+        """Stop from upstream to downstream: the source, then the sinks, in order."""
+        self._source.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def _timings(
+        self, batches: Sequence[SampleBatch], events: Sequence[Event], start_ns: int, infer_ns: int
+    ) -> dict[tuple[str, int], Timings]:
+        received = {b.stream: b.t_rx_ns for b in batches if b.t_rx_ns is not None}
+        if not received:
+            return {}
+        now_ns = self._clock.monotonic_ns()
+        return {
+            (e.stream, e.seq): Timings(
+                e.stream, e.seq, start_ns - received[e.stream], infer_ns, now_ns - received[e.stream]
+            )
+            for e in events
+            if isinstance(e, Prediction) and e.stream in received
+        }

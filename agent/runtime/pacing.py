@@ -1,0 +1,62 @@
+"""Real time around a source that knows none."""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from agent.ports import Clock, Source
+from agent.records import Decoded, SampleBatch
+
+_STEP_NS = 100_000_000
+"""Samples are handed on in pieces of a tenth of a second, as a sensor's driver would."""
+
+
+class PacedSource:
+    """Hands a recording's samples on when their time has come, `speed` times as fast as they were taken."""
+
+    def __init__(self, source: Source, clock: Clock, speed: float) -> None:
+        self._source = source
+        self._clock = clock
+        self._speed = speed
+        self._pieces: deque[Decoded] = deque()
+        self._start: tuple[int, int] | None = None
+
+    def poll(self, timeout_s: float) -> list[Decoded] | None:
+        """Return the next piece when it is due, or nothing if that is more than `timeout_s` away; None at the end."""
+        while not self._pieces:
+            decoded = self._source.poll(timeout_s)
+            if decoded is None:
+                return None
+            for item in decoded:
+                self._pieces.extend(_cut(item) if isinstance(item, SampleBatch) else [item])
+        piece = self._pieces[0]
+        if isinstance(piece, SampleBatch):
+            wait_s = self._due_in_s(int(piece.t_ns[-1]))
+            if wait_s > timeout_s:
+                self._clock.sleep(timeout_s)
+                return []
+            if wait_s > 0:
+                self._clock.sleep(wait_s)
+        return [self._pieces.popleft()]
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+    def _due_in_s(self, t_ns: int) -> float:
+        now = self._clock.monotonic_ns()
+        # A recording whose clock was set back goes on at once, on its new time.
+        if self._start is None or t_ns < self._start[1]:
+            self._start = now, t_ns
+        began, first = self._start
+        return (began - now) / 1e9 + (t_ns - first) / 1e9 / self._speed
+
+
+def _cut(batch: SampleBatch) -> Iterator[SampleBatch]:
+    steps = (batch.t_ns - batch.t_ns[0]) // _STEP_NS
+    edges = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
+    for a, b in pairwise(edges):
+        truth = tuple(c for c in batch.truth if batch.t_ns[a] <= c.t_ns <= batch.t_ns[b - 1])
+        yield SampleBatch(batch.stream, batch.t_ns[a:b], batch.values[a:b], batch.seq0 + a, batch.t_rx_ns, truth)
