@@ -34,3 +34,14 @@ def recordings() -> Path:
     if not (folder / "hapt_train.npz").is_file():
         pytest.skip("no recordings in HAR_DATA or ../shared/data")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let golden cases be written anew."""
+    parser.addoption("--update-golden", action="store_true", help="write what replays give now as what is expected")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether `--update-golden` was given."""
+    return bool(request.config.getoption("--update-golden"))

@@ -94,14 +94,14 @@ class RecordingSource:
             return cast("io.BufferedReader", gzip.GzipFile(fileobj=self._raw))
         if start.startswith(_ZSTD):
             try:
-                zstandard = importlib.import_module("zstandard")
+                # In the standard library from Python 3.14 on; before that, the same code as a package.
+                zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
             except ImportError as e:
                 raise SourceUnavailable(
                     "it is compressed with zstd, which needs: pip install 'har-edge-agent[zstd]'"
                 ) from e
-            self._damage += (zstandard.ZstdError,)
-            reader = zstandard.ZstdDecompressor().stream_reader(self._raw, read_across_frames=True)
-            return io.BufferedReader(reader)
+            self._damage += (zstd.ZstdError,)
+            return cast("io.BufferedReader", zstd.ZstdFile(self._raw))
         return self._raw
 
 

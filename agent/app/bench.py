@@ -1,8 +1,9 @@
 """Side-by-side measurements: the pipeline against bare ONNX Runtime, in one process and one run.
 
 Everything is a ratio of two things measured in turn, because the speed of a machine drifts: a round measures both, and
-the median over rounds is quoted. Hot calls come back to back; at cadence there is a pause before each, as on a board
-that labels a window every 1.28 s, so that caches and clocks have cooled down.
+the median over rounds is quoted. Times are CPU times, so that what else runs on the machine counts little; only calls
+at cadence are timed by the wall clock. Hot calls come back to back; at cadence there is a pause before each, as on a
+board that labels a window every 1.28 s, so that caches and clocks have cooled down.
 """
 
 import os
@@ -173,7 +174,8 @@ class _Run:
             engine.turn()
 
         def refill() -> None:
-            source.waiting = [next(batches)]
+            # A batch that was not taken must not be skipped: that would be a gap.
+            source.waiting = source.waiting or [next(batches)]
 
         refill()
         play()
@@ -236,8 +238,10 @@ class _Run:
             long = _spawn(agent)
         base_s, agent_s = (statistics.median(r[i][0] for r in runs) for i in (0, 1))
         base_mib, agent_mib = (statistics.median(r[i][1] for r in runs) for i in (0, 1))
-        yield Figure("floor start-up", base_s * 1e3, "ms")
-        yield Figure("agent start-up and a short replay", agent_s * 1e3, "ms", agent_s / base_s, "floor start-up")
+        yield Figure("floor start-up", base_s * 1e3, "ms of CPU")
+        yield Figure(
+            "agent start-up and a short replay", agent_s * 1e3, "ms of CPU", agent_s / base_s, "floor start-up"
+        )
         yield Figure("floor peak RSS", base_mib, "MiB")
         yield Figure("agent peak RSS, short replay", agent_mib, "MiB", agent_mib / base_mib, "floor peak RSS")
         yield Figure("agent peak RSS, 2.2 h replay", long[1], "MiB", long[1] / base_mib, "floor peak RSS")
@@ -281,15 +285,15 @@ class _Run:
         return self._in_turn(act)[0]
 
     def _in_turn(self, *acts: Callable[[], Any], before: Callable[[], None] = lambda: None) -> list[float]:
-        """Median seconds of a call of each, measured in turn, call by call."""
+        """Median CPU seconds of a call of each, measured in turn, call by call: what else runs here does not count."""
         spent: list[list[float]] = [[] for _ in acts]
         end = time.perf_counter() + self._seconds
         while time.perf_counter() < end or len(spent[0]) < 5:
             for times, act in zip(spent, acts, strict=True):
                 before()
-                start = time.perf_counter()
+                start = time.process_time()
                 act()
-                times.append(time.perf_counter() - start)
+                times.append(time.process_time() - start)
         return [statistics.median(times) for times in spent]
 
 
@@ -339,15 +343,29 @@ sessions = [ort.InferenceSession(open(p, 'rb').read(), o, providers=['CPUExecuti
 
 
 def _spawn(command: list[str]) -> tuple[float, float]:
-    """Run a command to its end; return wall seconds and peak RSS in MiB."""
-    start = time.perf_counter()
+    """Run a command to its end; return its CPU seconds and its peak RSS in MiB.
+
+    The kernel's peak is read while the process lives: the one that `wait4` gives starts at its parent's.
+    """
+    peak_kib = ended = 0
     pid = os.posix_spawn(
         command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     )
-    _, status, usage = os.wait4(pid, 0)
+    while not ended:
+        peak_kib = max(peak_kib, _peak_kib(pid))
+        time.sleep(0.002)
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
     if status:
         raise AssertionError(f"{' '.join(command[:4])} … ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return usage.ru_utime + usage.ru_stime, peak_kib / 1024
+
+
+def _peak_kib(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 def _write_csv(path: Path, signal: Float32Array, n: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from agent.core.normalise import Normalisation
 from agent.errors import ModelContractError
-from agent.records import CHANNELS
+from agent.records import CHANNELS, Float32Array
 
 SCHEMA = 1
 """The manifest schema that this version reads and writes."""
@@ -167,7 +167,7 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         created=str(raw["created"]),
         labels=labels,
         input=entry,
-        normalisation=Normalisation(np.asarray(norm["mean"], np.float32), np.asarray(norm["std"], np.float32)),
+        normalisation=Normalisation(_float32(norm["mean"]), _float32(norm["std"])),
         code=Code(shape, code["dtype"], code["bytes"]),
         calibration=Calibration(
             temperature,
@@ -178,6 +178,12 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         training=dict(raw.get("training", {})),
         metrics=dict(raw.get("metrics", {})),
     )
+
+
+def _float32(values: Any) -> Float32Array:
+    array = np.asarray(values, np.float64)
+    # Beyond the range of float32, the cast would give infinity and a warning.
+    return np.where(np.abs(array) < 1e30, array, np.inf).astype(np.float32)
 
 
 def _positive(value: object, name: str) -> int:

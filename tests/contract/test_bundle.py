@@ -1,0 +1,312 @@
+"""The bundle that ships is what it says, and every way in which one can be damaged is refused with its reason."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from agent.adapters.bundle import builtin_models, find_bundle, load_bundle, read_golden
+from agent.adapters.onnx_model import OrtModel
+from agent.app.compose import open_model
+from agent.core.manifest import sha256
+from agent.core.onnx_wire import summarise
+from agent.errors import InferenceError, ModelContractError
+
+
+@pytest.fixture
+def bundle(har_base, tmp_path):
+    """A copy of the shipped bundle that may be damaged."""
+    return shutil.copytree(har_base, tmp_path / "bundle")
+
+
+def edit_manifest(folder, change):
+    raw = json.loads((folder / "manifest.json").read_text())
+    change(raw)
+    (folder / "manifest.json").write_text(json.dumps(raw))
+
+
+def replace_file(folder, name, data):
+    """Put other bytes in a file and make the manifest agree, as a careless or a hostile builder would."""
+    (folder / name).write_bytes(data)
+    edit_manifest(folder, lambda raw: raw["files"][name].update(sha256=sha256(data), bytes=len(data)))
+
+
+def varint(value):
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number, data):
+    """One length-delimited protobuf field."""
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def test_the_shipped_bundle_passes_its_own_proof(har_base):
+    model = open_model("har-base")
+
+    assert model.id == f"har-base@{sha256((har_base / 'manifest.json').read_bytes())[:8]}"
+    assert find_bundle("har-base") == builtin_models() / "har-base" == har_base
+
+
+def test_the_shipped_bundle_keeps_its_size(har_base):
+    sizes = {p.name: p.stat().st_size for p in har_base.iterdir()}
+
+    assert sizes["encoder.onnx"] + sizes["classifier.onnx"] <= 69 * 1024
+    raw_hop_bytes = 64 * 6 * 2
+    assert load_bundle(har_base).manifest.code.bytes <= min(128, raw_hop_bytes // 6)
+
+
+def test_a_window_scores_the_same_alone_and_in_a_batch(har_base):
+    model = open_model("har-base")
+    windows = model.bundle.manifest.normalisation.apply(read_golden(model.bundle)[0])
+    many = np.resize(windows, (256, *windows.shape[1:]))
+    batched = model.infer(many)
+
+    for i in (0, 1, 7, 100, 255):
+        alone = model.infer(many[i : i + 1])
+        assert np.array_equal(alone.code[0], batched.code[i])
+        assert np.array_equal(alone.logits[0], batched.logits[i])
+        assert alone.novelty[0] == batched.novelty[i]
+
+
+def test_a_call_that_the_runtime_refuses_is_an_inference_error():
+    with pytest.raises(InferenceError, match="batch of 2"):
+        open_model("har-base").infer(np.zeros((2, 5, 6), np.float32))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "../har-base", ""])
+def test_a_bundle_that_is_not_there_is_named_with_those_that_are(name):
+    with pytest.raises(ModelContractError, match="har-base"):
+        find_bundle(name or "no/such")
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", None])
+def test_an_unknown_schema_version_is_refused(bundle, schema):
+    edit_manifest(bundle, lambda raw: raw.update(schema=schema))
+
+    with pytest.raises(ModelContractError, match=r"schema version .*; this agent reads 1"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "classifier.onnx", "decoder.onnx", "golden.npz", "CARD.md"])
+def test_one_flipped_bit_in_any_file_is_refused(bundle, name):
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+
+    with pytest.raises(ModelContractError, match=f"{name} is damaged or was changed"):
+        load_bundle(bundle)
+
+
+def test_a_truncated_file_is_refused(bundle):
+    data = (bundle / "encoder.onnx").read_bytes()
+    (bundle / "encoder.onnx").write_bytes(data[:-100])
+
+    with pytest.raises(ModelContractError, match=r"encoder\.onnx is \d+ bytes; its manifest says"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "golden.npz", "manifest.json"])
+def test_a_missing_file_is_refused(bundle, name):
+    (bundle / name).unlink()
+
+    with pytest.raises(ModelContractError, match=f"{name} cannot be read"):
+        load_bundle(bundle)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_there(bundle):
+    edit_manifest(bundle, lambda raw: raw["files"].pop("decoder.onnx"))
+
+    with pytest.raises(ModelContractError, match=r"does not list decoder\.onnx"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../escape.onnx", "run.sh", "sub/encoder.onnx"])
+def test_a_file_name_outside_of_the_contract_is_refused(bundle, name):
+    edit_manifest(bundle, lambda raw: raw["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+
+    with pytest.raises(ModelContractError, match="may not carry"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(("name", "size"), [("CARD.md", 300 << 10), ("encoder.onnx", 9 << 20)])
+def test_a_file_over_its_size_cap_is_refused(bundle, name, size):
+    replace_file(bundle, name, b" " * size)
+
+    with pytest.raises(ModelContractError, match="larger than"):
+        load_bundle(bundle)
+
+
+# A ModelProto: the real graph with a field added that protobuf merges into it.
+EXTERNAL_TENSOR = field(7, field(5, field(8, b"w") + bytes([14 << 3, 1]) + field(13, field(1, b"location"))))
+EXTERNAL_ATTRIBUTE = field(7, field(1, field(4, b"Constant") + field(5, field(5, bytes([14 << 3, 1])))))
+EXTERNAL_IN_SUBGRAPH = field(7, field(1, field(4, b"Add") + field(5, field(6, field(5, bytes([14 << 3, 1]))))))
+EXTERNAL_SPARSE = field(7, field(15, field(1, field(13, b""))))
+
+
+@pytest.mark.parametrize("added", [EXTERNAL_TENSOR, EXTERNAL_ATTRIBUTE, EXTERNAL_IN_SUBGRAPH, EXTERNAL_SPARSE])
+def test_data_outside_of_the_file_is_refused_wherever_it_hides(bundle, added):
+    replace_file(bundle, "encoder.onnx", (bundle / "encoder.onnx").read_bytes() + added)
+
+    with pytest.raises(ModelContractError, match=r"encoder\.onnx keeps data outside the file"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        (field(7, field(1, field(4, b"If"))), "uses If"),
+        (field(7, field(1, field(4, b"Evil") + field(7, b"com.example"))), r"uses com\.example\.Evil"),
+        (field(7, field(1, field(4, b"Add") + field(5, field(6, field(1, field(4, b"Loop")))))), "uses Loop"),
+        (field(25, b""), "local functions"),
+        (field(8, field(1, b"") + bytes([2 << 3, 99])), "opset 99"),
+    ],
+)
+def test_an_operator_or_opset_outside_of_the_list_is_refused(bundle, added, says):
+    replace_file(bundle, "encoder.onnx", (bundle / "encoder.onnx").read_bytes() + added)
+
+    with pytest.raises(ModelContractError, match=says):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 100, b"not a model", b"\x3a\x7f"])
+def test_what_is_no_onnx_file_is_refused(bundle, data):
+    replace_file(bundle, "encoder.onnx", data)
+
+    with pytest.raises(ModelContractError, match=r"encoder\.onnx: it is not a(n| whole) ONNX file"):
+        load_bundle(bundle)
+
+
+def test_graphs_that_nest_too_deep_are_refused():
+    graph = b""
+    for _ in range(20):
+        graph = field(1, field(5, field(6, graph)))
+
+    with pytest.raises(ModelContractError, match="nest too deep"):
+        summarise(field(7, graph))
+
+
+def test_a_graph_that_onnx_runtime_cannot_open_is_refused(bundle):
+    replace_file(bundle, "encoder.onnx", field(8, bytes([2 << 3, 17])))
+
+    with pytest.raises(ModelContractError, match=r"encoder\.onnx cannot be opened"):
+        OrtModel(load_bundle(bundle))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["input"].update(window=100),
+        lambda raw: raw["code"].update(shape=[32], bytes=32),
+        lambda raw: raw["labels"].append("hopping"),
+    ],
+)
+def test_shapes_unlike_the_manifest_are_refused(bundle, change):
+    edit_manifest(bundle, change)
+
+    with pytest.raises(ModelContractError, match=r"where the manifest means one"):
+        OrtModel(load_bundle(bundle))
+
+
+def test_graphs_that_were_swapped_are_refused(bundle):
+    classifier = (bundle / "classifier.onnx").read_bytes()
+    replace_file(bundle, "decoder.onnx", classifier)
+
+    with pytest.raises(ModelContractError, match=r"decoder\.onnx: its output"):
+        OrtModel(load_bundle(bundle))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw.pop("labels"), "lacks 'labels'"),
+        (lambda raw: raw["labels"].clear(), "at least two"),
+        (lambda raw: raw["labels"].append(raw["labels"][0]), "distinct"),
+        (lambda raw: raw["input"].update(channels=["ax"]), "input must be"),
+        (lambda raw: raw["input"].update(acc_unit="m/s2"), "input must be"),
+        (lambda raw: raw["input"].update(hop=0), "hop must be a positive whole number"),
+        (lambda raw: raw["input"].update(hop=500), "do not fit"),
+        (lambda raw: raw["input"].update(rate_hz=float("nan")), "do not fit"),
+        (lambda raw: raw["normalisation"].update(std=[0, 1, 1, 1, 1, 1]), "std must be positive"),
+        (lambda raw: raw["normalisation"].update(mean=[1, 2]), "mean must be 6 finite numbers"),
+        (lambda raw: raw["code"].update(dtype="float32"), "code must be int8"),
+        (lambda raw: raw["calibration"].update(temperature=0), "must be positive"),
+        (lambda raw: raw["calibration"].update(novelty_threshold=float("nan")), "must be positive"),
+        (lambda raw: raw.update(files=[]), r"manifest\.json"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(bundle, change, says):
+    edit_manifest(bundle, change)
+
+    with pytest.raises(ModelContractError, match=says):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_a_manifest_that_is_no_object_is_refused(bundle, text):
+    (bundle / "manifest.json").write_text(text)
+
+    with pytest.raises(ModelContractError, match=r"manifest\.json"):
+        load_bundle(bundle)
+
+
+def golden(bundle, **changes):
+    with np.load(bundle / "golden.npz") as arrays:
+        new = {name: changes.get(name, lambda a: a)(arrays[name]) for name in arrays}
+    out = io.BytesIO()
+    np.savez(out, **new)
+    replace_file(bundle, "golden.npz", out.getvalue())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code": lambda a: np.clip(a.astype(int) + 2, -128, 127).astype(np.int8)},
+        {"logits": lambda a: a + 1},
+        {"logits": lambda a: a[:, ::-1].copy()},
+        {"novelty": lambda a: a * 1.2},
+        {"window": lambda a: a + np.float32(0.3)},
+        {"logits": lambda a: a * np.float32("nan")},
+    ],
+)
+def test_golden_outputs_out_of_tolerance_are_refused(bundle, changes):
+    golden(bundle, **changes)
+    loaded = load_bundle(bundle)
+
+    with pytest.raises(ModelContractError, match="fails its golden vectors on this board"):
+        OrtModel(loaded).verify(*read_golden(loaded))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"window": lambda a: a[:, :64]}, "shapes and types"),
+        ({"novelty": lambda a: a.astype(np.float32)}, "shapes and types"),
+        ({name: lambda a: a[:0] for name in ("window", "code", "logits", "novelty")}, "no windows"),
+        ({"window": lambda a: a.astype(object)}, "cannot be read"),
+    ],
+)
+def test_golden_vectors_that_do_not_fit_are_refused(bundle, changes, says):
+    golden(bundle, **changes)
+
+    with pytest.raises(ModelContractError, match=says):
+        read_golden(load_bundle(bundle))
+
+
+def test_golden_vectors_that_cannot_be_read_are_refused(bundle):
+    replace_file(bundle, "golden.npz", b"PK\x03\x04 and then nothing")
+
+    with pytest.raises(ModelContractError, match="cannot be read"):
+        read_golden(load_bundle(bundle))
+
+
+def test_bytes_are_those_that_were_verified(bundle):
+    loaded = load_bundle(bundle)
+    (bundle / "encoder.onnx").write_bytes(b"changed after verification")
+
+    assert OrtModel(loaded).id == loaded.id
