@@ -32,9 +32,8 @@ def open_model(name: str) -> OrtModel:
     bundle = load_bundle(find_bundle(name))
     model = OrtModel(bundle)
     model.verify(*read_golden(bundle))
-    # What is loaded by now stays until the end: the collector, off since `main`, need not look at it again.
+    # What is loaded by now stays until the end: the collector need not look at it again.
     gc.freeze()
-    gc.enable()
     return model
 
 

@@ -5,7 +5,7 @@
 #
 # Puts the wheel and the locked aarch64 wheels of requirements/board.txt beside a Debian aarch64 Python, and runs under
 # qemu-user: every bundle against its golden vectors, then a replay whose windows and labels must be those that this
-# machine finds (without a RECORDING, in a simulated one). It proves wheels and numerics; speed under emulation says nothing about a board.
+# machine finds (without a RECORDING, in those golden cases that need no arguments). It proves wheels and numerics; speed under emulation says nothing about a board.
 #
 # Needs `make test`'s set-up, and from Debian qemu-user-static and mmdebstrap, which it installs when it is root.
 # What it downloads is kept in RIG_CACHE and used again until the lock changes.
@@ -106,9 +106,10 @@ say "building and installing the wheel"
 bundles=("$work"/app/agent/models/*/manifest.json)
 [ -e "${bundles[0]}" ] || die "the wheel carries no model bundle"
 if [ ${#recordings[@]} = 0 ]; then
-    # A rate that is not the model's and times that jitter, so that resampling is compared as well.
-    here -m agent simulate --seed 1 --duration 120 --rate-hz 60 --jitter-ms 2 --drop-rate 0.002 --out "$work/simulated.csv"
-    recordings=("$work/simulated.csv")
+    for expected in tests/replay/cases/*/expected.jsonl; do
+        case_dir=${expected%/*}
+        if [ ! -e "$case_dir/args" ]; then recordings+=("$case_dir"/recording.*); fi
+    done
 fi
 here -m agent replay --quiet "${recordings[@]}" >"$work/here.jsonl"
 

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+from fakes import even_times, signal
+
+from agent.core import units
+from agent.core.decoders.recording import RecordingDecoder
+from agent.core.wire import (
+    CSV_COLUMNS,
+    activity_message,
+    csv_row,
+    encode,
+    live_fields,
+    prediction_message,
+    recording_header,
+    recording_rows,
+)
+from agent.records import ActivityChange, LabelChange, Origin, Prediction, SampleBatch, Timings
+
+LABELS = ("walking", "laying")
+PREDICTION = Prediction(
+    stream="waist-07",
+    seq=412,
+    t0_ns=526_080_000_000,
+    t1_ns=528_640_000_000,
+    label="walking",
+    confidence=0.98214,
+    scores=(0.98214, 0.01786),
+    novelty=0.1123456,
+    known=True,
+    activity="walking",
+    origin=Origin.LOCAL,
+    model="har-base@3f9c1a7e",
+)
+
+
+def test_a_prediction_is_the_object_of_the_contract():
+    assert prediction_message(PREDICTION, LABELS) == {
+        "v": 1,
+        "device": "waist-07",
+        "seq": 412,
+        "t0": 526.08,
+        "t1": 528.64,
+        "label": "walking",
+        "confidence": 0.9821,
+        "scores": {"walking": 0.9821, "laying": 0.0179},
+        "novelty": 0.1123,
+        "known": True,
+        "activity": "walking",
+        "origin": "local",
+        "model": "har-base@3f9c1a7e",
+    }
+
+
+def test_live_adds_an_id_that_stays_and_latency_where_it_is_known():
+    timings = Timings("waist-07", 412, 400_000, 210_000, 1_300_000)
+
+    assert live_fields(PREDICTION, "b00t") == {"id": "b00t:waist-07:412"}
+    assert live_fields(PREDICTION, "b00t", timings)["latency_ms"] == {"wait": 0.4, "infer": 0.21, "total": 1.3}
+
+
+def test_csv_has_the_same_values():
+    row = dict(zip(CSV_COLUMNS, csv_row(PREDICTION), strict=True))
+
+    assert row == {k: v for k, v in prediction_message(PREDICTION, LABELS).items() if k in CSV_COLUMNS}
+
+
+def test_an_activity_says_what_it_was_before():
+    message = activity_message(ActivityChange("s", 2_560_000_000, "laying", None, 0.75))
+
+    assert message == {"v": 1, "device": "s", "t": 2.56, "activity": "laying", "previous": None, "confidence": 0.75}
+
+
+def test_text_is_compact_utf8_and_never_nan():
+    assert encode({"a": "é", "b": [1, 2.5]}) == '{"a":"é","b":[1,2.5]}'.encode()
+    assert json.loads(encode(prediction_message(PREDICTION, LABELS)))["seq"] == 412
+    with pytest.raises(ValueError, match="JSON"):
+        encode({"a": float("nan")})
+
+
+def test_a_recording_is_read_back_as_it_was_written():
+    truth = (LabelChange(0, "walking"), LabelChange(1_000_000_000, None), LabelChange(1_500_000_000, "laying"))
+    batch = SampleBatch("s", even_times(100), np.round(signal(100), 4), 0, truth=truth)
+    text = recording_header("s", 50.0) + recording_rows(batch, None)[0]
+
+    decoder = RecordingDecoder("file")
+    (read,) = [*decoder.feed(text.encode()), *decoder.finish()]
+
+    assert read.stream == "s"
+    assert np.array_equal(read.t_ns, batch.t_ns)
+    assert read.values == pytest.approx(batch.values, abs=1e-5)
+    assert read.truth == truth
+
+
+def test_units_reach_g_and_rad_per_s():
+    assert units.scale("g", "rad/s").tolist() == [1] * 6
+    assert units.scale("m/s2", "deg/s") == pytest.approx([1 / 9.80665] * 3 + [np.pi / 180] * 3)
+
+
+@pytest.mark.parametrize(("acc", "gyro", "names"), [("ft", "rad/s", "g, m/s2"), ("g", "rpm", "rad/s, deg/s")])
+def test_an_unknown_unit_is_refused_with_those_that_are_known(acc, gyro, names):
+    with pytest.raises(ValueError, match=names):
+        units.scale(acc, gyro)
+
+
+@pytest.mark.parametrize(
+    ("declared", "size", "meant"),
+    [("g", 1, None), ("g", 9.8, "m/s2"), ("m/s2", 1, None), ("m/s2", 0.102, "g"), ("g", 3, None)],
+)
+def test_a_unit_is_doubted_only_where_it_is_clearly_another(declared, size, meant):
+    values = np.zeros((50, 6), np.float32)
+    values[:, 2] = size
+
+    assert units.likelier_acc_unit(values, declared) == meant
