@@ -13,6 +13,10 @@ _STEP_NS = 100_000_000
 """Samples are handed on in pieces of a tenth of a second, as a sensor's driver would."""
 
 
+SKIPPED_NS = 60_000_000_000
+"""Nobody waits for a longer gap in a recording, nor for a clock that was set back: the replay goes on at once."""
+
+
 class PacedSource:
     """Hands a recording's samples on when their time has come, `speed` times as fast as they were taken."""
 
@@ -21,7 +25,9 @@ class PacedSource:
         self._clock = clock
         self._speed = speed
         self._pieces: deque[Decoded] = deque()
-        self._start: tuple[int, int] | None = None
+        self._began_ns = 0
+        self._first_ns = 0
+        self._last_ns: int | None = None
 
     def poll(self, timeout_s: float) -> list[Decoded] | None:
         """Return the next piece when it is due, or nothing if that is more than `timeout_s` away; None at the end."""
@@ -39,6 +45,7 @@ class PacedSource:
                 return []
             if wait_s > 0:
                 self._clock.sleep(wait_s)
+            self._last_ns = int(piece.t_ns[-1])
         return [self._pieces.popleft()]
 
     def close(self) -> None:
@@ -46,12 +53,10 @@ class PacedSource:
         self._source.close()
 
     def _due_in_s(self, t_ns: int) -> float:
-        now = self._clock.monotonic_ns()
-        # A recording whose clock was set back goes on at once, on its new time.
-        if self._start is None or t_ns < self._start[1]:
-            self._start = now, t_ns
-        began, first = self._start
-        return (began - now) / 1e9 + (t_ns - first) / 1e9 / self._speed
+        now_ns = self._clock.monotonic_ns()
+        if self._last_ns is None or not self._last_ns <= t_ns <= self._last_ns + SKIPPED_NS:
+            self._began_ns, self._first_ns = now_ns, t_ns
+        return (self._began_ns - now_ns) / 1e9 + (t_ns - self._first_ns) / 1e9 / self._speed
 
 
 def _cut(batch: SampleBatch) -> Iterator[SampleBatch]:

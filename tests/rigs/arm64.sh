@@ -5,7 +5,8 @@
 #
 # Puts the wheel and the locked aarch64 wheels of requirements/board.txt beside a Debian aarch64 Python, and runs under
 # qemu-user: every bundle against its golden vectors, then a replay whose windows and labels must be those that this
-# machine finds (without a RECORDING, in those golden cases that need no arguments). It proves wheels and numerics; speed under emulation says nothing about a board.
+# machine finds (without a RECORDING, in those golden cases that need no arguments). It proves wheels and numerics; speed
+# under emulation says nothing about a board.
 #
 # Needs `make test`'s set-up, and from Debian qemu-user-static and mmdebstrap, which it installs when it is root.
 # What it downloads is kept in RIG_CACHE and used again until the lock changes.

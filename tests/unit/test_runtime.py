@@ -78,6 +78,21 @@ def test_paced_samples_come_when_their_time_has_come(speed):
     assert max(clock.slept) <= 0.05
 
 
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_nobody_waits_for_a_long_gap_or_a_clock_that_was_set_back(jump_s):
+    t = even_times(100, t0_s=5000)
+    t[50:] += jump_s * 1_000_000_000
+    clock = FakeClock()
+    paced = PacedSource(ScriptedSource([cut(t, signal(100), [100])]), clock, 1)
+
+    got = []
+    while (decoded := paced.poll(0.05)) is not None:
+        got += decoded
+
+    assert sum(len(p.t_ns) for p in got) == 100
+    assert clock.now_ns == pytest.approx(1.9e9, abs=2e8)
+
+
 def test_bad_frames_are_handed_on_at_once():
     paced = PacedSource(ScriptedSource([[BadFrame("s", Loss.TORN, 1)]]), FakeClock(), 1)
 
