@@ -1,0 +1,39 @@
+# Every target sets itself up: a bare Debian or Raspberry Pi OS with make is enough.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-export lint bench lock clean
+
+BIN := .venv/bin
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## a simulated sensor through the live pipeline to MQTT, labels on the terminal; about 30 s
+	@tools/setup.sh demo
+	@$(BIN)/har-agent demo
+
+test: ## the tests; ARGS="-k window" goes to pytest
+	@tools/setup.sh dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-export: ## the training side's types and tests; installs PyTorch
+	@tools/setup.sh export
+	cd tools/export && .venv/bin/mypy && .venv/bin/python -m pytest $(ARGS)
+
+lint: ## format, style, types and the import contracts
+	@tools/setup.sh dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: ## speed and memory on this machine, against the floors of ONNX Runtime; ARGS="--json" goes to har-agent
+	@tools/setup.sh dev
+	$(BIN)/har-agent bench $(ARGS)
+
+lock: ## write requirements/*.txt from pyproject.toml; ARGS="--upgrade" takes the newest versions
+	@tools/setup.sh dev
+	tools/lock.sh $(ARGS)
+
+clean: ## remove what the other targets made
+	rm -rf .venv tools/export/.venv dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
