@@ -76,11 +76,15 @@ def load(
         origin |= {f"{section}.{key}": f"{source}:{_line(text, section, key)}" for key in body}
         origin[section] = f"{source}:{_line(text, section, '')}"
     for name, value in environ.items():
+        if not name.startswith(PREFIX):
+            continue
         parts = name.removeprefix(PREFIX).lower().split("__")
-        if name.startswith(PREFIX) and len(parts) == 2:
-            tree.setdefault(parts[0], {})[parts[1]] = _Text(value)
-            origin[".".join(parts)] = name
-            origin.setdefault(parts[0], name)
+        if len(parts) != 2:
+            problems.append(f"{name}: it must be {PREFIX}SECTION__KEY")
+            continue
+        tree.setdefault(parts[0], {})[parts[1]] = _Text(value)
+        origin[".".join(parts)] = name
+        origin.setdefault(parts[0], name)
     for name, value in (flags or {}).items():
         if value is not None:
             section, _, key = name.partition(".")
@@ -116,7 +120,7 @@ def _parse(source: str, text: str) -> dict[str, Any]:
 
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"{source}: {e}") from e
 
 
@@ -138,7 +142,7 @@ def _build(tree: Mapping[str, Mapping[str, Any]], origin: Mapping[str, str], pro
                 values[key] = _convert(value, known[key])
                 # Each value on its own first, so that every problem is told and not only a section's first.
                 sections[section](**{key: values[key]})
-            except ValueError as e:
+            except (ValueError, OverflowError) as e:
                 problems.append(f"{where}: {section}.{key}: {e}")
         if not problems:
             built[section] = sections[section](**values)

@@ -1,6 +1,7 @@
 """The error tree. Every adapter turns its vendor's exceptions into one of these with `raise … from`.
 
 AgentError
+├── UsageError             a flag has a value that cannot be used
 ├── ConfigError            configuration unusable; never retried
 ├── ModelContractError     model bundle unusable: unknown schema, bad hash, wrong shape, golden mismatch
 ├── InputError             input data unusable: no columns, no units, nothing that can be read
@@ -16,6 +17,10 @@ Bad bytes are not errors: decoders report them as `records.BadFrame` values, eac
 
 class AgentError(Exception):
     """Root of every error that the agent raises on purpose. Its text says what to do."""
+
+
+class UsageError(AgentError):
+    """A command was called with a value that cannot be used."""
 
 
 class ConfigError(AgentError):

@@ -6,7 +6,6 @@ stream does not depend on how its samples were cut into batches, nor on what oth
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from agent.core.decision import Decision, DecisionSettings, calibrated
 from agent.core.manifest import Manifest
 from agent.core.timeline import Break, RateError, Timeline, grid_offset_ns
 from agent.core.window import WindowRing
+from agent.errors import InferenceError
 from agent.ports import Model
 from agent.records import (
     ActivityChange,
@@ -30,19 +30,22 @@ from agent.records import (
     Refused,
     SampleBatch,
     Scores,
+    Unscored,
 )
 
 MAX_BATCH = 256
 """Windows in one model call: beyond this a batch gains little and costs memory."""
 
 
-@dataclass
-class StreamCounts:
+class StreamCounts(NamedTuple):
     """What became of one stream's samples.
 
-    Grid points are counted as `resampled` (not samples of the source) and `interpolated` (inside short holes).
+    `source_rate_hz` is measured; `delay_ns`: the most that resampling adds to the age of a sample. Grid points are
+    counted as `resampled` (not samples of the source) and `interpolated` (inside short holes).
     """
 
+    source_rate_hz: float | None
+    delay_ns: float
     samples: int
     windows: int
     gaps: int
@@ -68,6 +71,8 @@ class _Stream:
     def counts(self) -> StreamCounts:
         timeline = self.timeline
         return StreamCounts(
+            timeline.source_rate_hz,
+            timeline.delay_ns,
             self.samples,
             self.seq,
             self.gaps,
@@ -107,7 +112,8 @@ class Pipeline:
         self._hop = manifest.input.hop if hop is None else hop
         WindowRing(manifest.input.window, self._hop)
         self._threshold = manifest.calibration.novelty_threshold
-        self._period_ns = 1e9 / manifest.input.rate_hz
+        self.period_ns = 1e9 / manifest.input.rate_hz
+        """Between two grid points."""
         self._span_ns = int(grid_offset_ns(np.asarray(manifest.input.window), manifest.input.rate_hz))
         self._streams: dict[str, _Stream] = {}
         self._batch = np.empty((max_batch, manifest.input.window, len(manifest.input.channels)), np.float32)
@@ -121,8 +127,7 @@ class Pipeline:
     def feed(self, items: Sequence[SampleBatch | Dropped]) -> list[Event]:
         """Take what has come, run the model on every window that is complete, return events in order per stream.
 
-        Raises:
-            InferenceError: the model failed; the windows of the failed call are lost to the caller, who counts them.
+        Where the model fails, the windows of that call come out as `Unscored`, and the next call is a new try.
         """
         events: list[Event] = []
         for item in items:
@@ -138,11 +143,11 @@ class Pipeline:
         events += self._score()
         return events
 
-    def finish(self, name: str) -> None:
-        """End a stream: the samples that no window has covered are counted."""
-        stream = self._streams[name]
+    def finish(self, name: str) -> StreamCounts:
+        """End a stream and forget it; return what became of its samples, those that no window has covered included."""
+        stream = self._streams.pop(name)
         stream.losses[Loss.PARTIAL_WINDOW] += stream.ring.uncovered + stream.timeline.held
-        stream.ring.clear()
+        return stream.counts()
 
     def _ingest(self, stream: _Stream, batch: SampleBatch) -> list[Event]:
         """Stage what a batch completes; return the events of model calls that had to be made on the way."""
@@ -152,7 +157,7 @@ class Pipeline:
             stream.losses[Loss.RATE] += len(batch.t_ns)
             return events
         try:
-            pieces = stream.timeline.push(batch.t_ns, batch.values)
+            pieces = stream.timeline.push(batch.t_ns, batch.values, batch.seq0)
         except RateError as e:
             stream.refused = True
             stream.losses[Loss.RATE] += stream.samples
@@ -168,13 +173,13 @@ class Pipeline:
                     events += self._score()
                 self._batch[self._filled] = data
                 self._filled += 1
-                t0_ns = piece.origin_ns + round((piece.k0 + taken - window) * self._period_ns)
+                t0_ns = piece.origin_ns + round((piece.k0 + taken - window) * self.period_ns)
                 self._staged.append(_Staged(stream, stream.seq, t0_ns))
                 stream.seq += 1
         return events
 
     def _interrupt(self, stream: _Stream, cut: Break) -> Gap:
-        gap = Gap(stream.name, cut.t0_ns, cut.t1_ns, cut.reason, stream.ring.uncovered)
+        gap = Gap(stream.name, cut.seq, cut.t0_ns, cut.t1_ns, cut.reason, stream.ring.uncovered)
         stream.gaps += 1
         stream.losses[Loss.PARTIAL_WINDOW] += stream.ring.uncovered
         stream.ring.clear()
@@ -187,7 +192,11 @@ class Pipeline:
         rows: Iterator[tuple[list[float], float]] = iter(())
         if n:
             windows = self._batch[:n]
-            rows = self._read(self._model.infer(self._manifest.normalisation.apply(windows, out=windows)))
+            self._manifest.normalisation.apply(windows, out=windows)
+            try:
+                rows = self._read(self._model.infer(windows))
+            except InferenceError as e:
+                return [self._unscored(item, str(e)) for item in staged]
         events: list[Event] = []
         for item in staged:
             if isinstance(item, _Staged):
@@ -196,6 +205,14 @@ class Pipeline:
                 self._streams[item.stream].decision.clear()
                 events.append(item)
         return events
+
+    def _unscored(self, item: _Staged | Gap | Refused, reason: str) -> Event:
+        stream = item.stream if isinstance(item, _Staged) else self._streams[item.stream]
+        stream.decision.clear()
+        if not isinstance(item, _Staged):
+            return item
+        stream.losses[Loss.INFERENCE] += 1
+        return Unscored(stream.name, item.seq, item.t0_ns, item.t0_ns + self._span_ns, reason)
 
     def _read(self, scores: Scores) -> Iterator[tuple[list[float], float]]:
         """Calibrated probabilities and novelty, a window at a time, as plain floats."""

@@ -40,6 +40,7 @@ class Loss(StrEnum):
     DUPLICATE_TIME = "duplicate_time"
     BACKWARD_TIME = "backward_time"
     RATE = "unusable_rate"
+    INFERENCE = "model_failed"
     PARTIAL_WINDOW = "partial_window"
     QUEUE_FULL = "queue_full"
 
@@ -60,8 +61,9 @@ class Origin(StrEnum):
 
 
 class LabelChange(NamedTuple):
-    """From `t_ns` on (device clock), the recording says `label`; None where it is not labelled."""
+    """From sample `seq` on, taken at `t_ns` (device clock), the recording says `label`; None: not labelled."""
 
+    seq: int
     t_ns: int
     label: str | None
 
@@ -100,10 +102,11 @@ class Dropped(NamedTuple):
 class Gap(NamedTuple):
     """A stream was interrupted between two samples at `t0_ns` and `t1_ns`; no window spans it.
 
-    `discarded`: resampled samples that were waiting for the rest of their window.
+    `seq`: number of the first sample after it. `discarded`: grid points that were waiting for the rest of their window.
     """
 
     stream: str
+    seq: int
     t0_ns: int
     t1_ns: int
     reason: GapReason
@@ -144,6 +147,16 @@ class Prediction(NamedTuple):
     model: str
 
 
+class Unscored(NamedTuple):
+    """The model failed on a window: there is no prediction for it. `reason` is for people."""
+
+    stream: str
+    seq: int
+    t0_ns: int
+    t1_ns: int
+    reason: str
+
+
 class ActivityChange(NamedTuple):
     """The decided activity of a stream changed at `t_ns` (device clock, end of the deciding window)."""
 
@@ -157,11 +170,13 @@ class ActivityChange(NamedTuple):
 class Timings(NamedTuple):
     """Where the time of one prediction went, monotonic clock, nanoseconds.
 
-    `wait`: last sample received to start of the turn. `infer`: model call. `total`: last sample received to prediction.
+    `received_ns`: when the window's last sample came. `wait`: from then to the start of the turn. `infer`: the turn's
+    model calls. `total`: from then to the prediction.
     """
 
     stream: str
     seq: int
+    received_ns: int
     wait_ns: int
     infer_ns: int
     total_ns: int
@@ -182,7 +197,7 @@ class PowerReading(NamedTuple):
     error_pct: float | None
 
 
-Event = Gap | Refused | Prediction | ActivityChange
+Event = Gap | Refused | Prediction | Unscored | ActivityChange
 Decoded = SampleBatch | BadFrame | Dropped
 
 

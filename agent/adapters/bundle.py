@@ -1,6 +1,10 @@
 """Model bundles on disk: read once, every file held against the manifest, and only verified bytes go on."""
 
 import io
+import os
+import re
+import stat
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,9 @@ from agent.records import Float32Array, Float64Array, Int8Array
 
 MANIFEST_CAP = 1 << 20
 """Largest `manifest.json` that is read, in bytes."""
+
+GOLDEN_CAP = 16 << 20
+"""Most that golden vectors may unpack to, in bytes."""
 
 MAX_OPSET = 21
 ALLOWED_OPERATORS = frozenset({
@@ -36,10 +43,11 @@ def find_bundle(name: str) -> Path:
     Raises:
         ModelContractError: neither exists.
     """
-    if Path(name).is_dir():
+    # Not Path.is_dir(): where a folder above may not be entered, that raises.
+    if os.path.isdir(name):  # noqa: PTH112
         return Path(name)
     shipped = builtin_models() / name
-    if shipped.is_dir() and "/" not in name:
+    if name and "/" not in name and os.path.isdir(shipped):  # noqa: PTH112
         return shipped
     known = ", ".join(sorted(p.name for p in builtin_models().glob("*") if p.is_dir())) or "none"
     raise ModelContractError(
@@ -61,7 +69,7 @@ def load_bundle(folder: Path) -> Bundle:
     contents = {}
     for name, entry in manifest.files.items():
         cap = SIZE_CAPS.get(Path(name).suffix)
-        if cap is None or Path(name).name != name:
+        if cap is None or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
             raise ModelContractError(f"{folder}: a bundle may not carry {name!r}")
         data = _read(folder / name, cap)
         check_file(name, data, entry)
@@ -80,13 +88,17 @@ def read_golden(bundle: Bundle) -> tuple[Float32Array, Int8Array, Float32Array, 
         ModelContractError: `golden.npz` cannot be read or does not fit the manifest.
     """
     try:
+        with zipfile.ZipFile(io.BytesIO(bundle.contents["golden.npz"])) as packed:
+            inflated = sum(entry.file_size for entry in packed.infolist())
+        if inflated > GOLDEN_CAP:
+            raise ValueError(f"it unpacks to {inflated} bytes, more than {GOLDEN_CAP}")
         with np.load(io.BytesIO(bundle.contents["golden.npz"]), allow_pickle=False) as golden:
             window, code = golden["window"], golden["code"]
             logits, novelty = golden["logits"], golden["novelty"]
     except Exception as e:  # numpy raises BadZipFile, ValueError, KeyError, EOFError, NotImplementedError and more here
         raise ModelContractError(f"golden.npz cannot be read: {e}") from e
     manifest = bundle.manifest
-    n = len(window)
+    n = len(window) if window.ndim else 0
     shapes = (
         (manifest.input.window, len(manifest.input.channels)),
         manifest.code.shape,
@@ -125,6 +137,8 @@ def _check_onnx(name: str, data: bytes) -> None:
 
 def _read(path: Path, cap: int) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelContractError(f"{path} is not a file")
         with path.open("rb") as f:
             data = f.read(cap + 1)
     except OSError as e:

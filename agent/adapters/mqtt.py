@@ -188,7 +188,8 @@ class MqttSink:
 
     def _announce(self, client: paho.Client) -> None:
         self._count(1)
-        client.publish(self._status, encode(ONLINE), QOS, retain=True)
+        if client.publish(self._status, encode(ONLINE), QOS, retain=True).rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._count(-1)
 
     def _count(self, messages: int) -> None:
         with self._changed:

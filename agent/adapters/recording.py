@@ -2,9 +2,10 @@
 
 import importlib
 import io
+import os
 import sys
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 from agent.core.decoders.recording import Declared, RecordingDecoder
 from agent.errors import InputError, SourceUnavailable
@@ -32,15 +33,20 @@ class RecordingSource:
         """
         self.path = path
         self._raw = _open(path)
-        self.size = _size(self._raw)
+        self.size: int | None = None
         """Bytes in the file as stored; None where that cannot be known."""
         # What a damaged file raises, known once it is clear which library reads it.
         self._damage: tuple[type[Exception], ...] = (EOFError,)
-        self._data = self._uncompressed()
-        name = "stdin" if path == STDIN else Path(path).name.split(".")[0]
-        self._decoder = RecordingDecoder(name, declared)
         self._ended = False
         self._broken: InputError | None = None
+        try:
+            self.size = None if path == STDIN else os.fstat(self._raw.fileno()).st_size
+            self._data = self._uncompressed()
+        except OSError as e:
+            self._raw.close()
+            raise SourceUnavailable(f"it cannot be read: {e.strerror or e}") from e
+        name = "stdin" if path == STDIN else Path(path).name.split(".")[0] or Path(path).name
+        self._decoder = RecordingDecoder(name, declared)
 
     @property
     def device(self) -> str:
@@ -72,7 +78,11 @@ class RecordingSource:
         if block:
             return self._decoder.feed(block)
         self._ended = True
-        return self._decoder.finish()
+        try:
+            return self._decoder.finish()
+        except InputError as e:
+            # Too little came for a header: if that is because the file is damaged, that is what to say.
+            raise self._broken or e from e
 
     def _break(self, cause: Exception) -> bytes:
         """Note that nothing more can be read; what has been decoded so far still counts."""
@@ -82,8 +92,8 @@ class RecordingSource:
 
     def close(self) -> None:
         """Close the file."""
-        self._data.close()
-        if self._raw is not sys.stdin.buffer:
+        if self.path != STDIN:
+            self._data.close()
             self._raw.close()
 
     def _uncompressed(self) -> io.BufferedReader:
@@ -107,6 +117,8 @@ class RecordingSource:
 
 def _open(path: str) -> io.BufferedReader:
     if path == STDIN:
+        if sys.stdin is None:
+            raise SourceUnavailable("standard input is closed")
         return cast("io.BufferedReader", sys.stdin.buffer)
     try:
         return Path(path).open("rb")
@@ -116,11 +128,3 @@ def _open(path: str) -> io.BufferedReader:
         raise SourceUnavailable("there is no such file") from e
     except OSError as e:
         raise SourceUnavailable(f"it cannot be opened: {e.strerror or e}") from e
-
-
-def _size(raw: BinaryIO) -> int | None:
-    if not raw.seekable():
-        return None
-    size = raw.seek(0, io.SEEK_END)
-    raw.seek(0)
-    return size

@@ -4,15 +4,8 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 
-from agent.core.gait import (
-    Coefficients,
-    Imperfections,
-    Samples,
-    Simulator,
-    Step,
-    label_changes,
-    parse,
-)
+from agent.core.gait import Imperfections, Samples, Simulator, Step, label_changes
+from agent.core.gait_coefficients import Coefficients, parse
 from agent.errors import ConfigError
 from agent.records import Decoded, SampleBatch
 
@@ -75,7 +68,7 @@ class SimulatedImu:
             return None
         if not len(samples.t_ns):
             return []
-        truth = label_changes(samples, self._label)
+        truth = label_changes(samples, self._seq, self._label)
         self._label = int(samples.labels[-1])
         batch = SampleBatch(self.device, samples.t_ns, samples.values, self._seq, None, truth)
         self._seq += len(samples.t_ns)

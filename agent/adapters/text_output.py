@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 class TextOutput:
-    """UTF-8 text to `path`; `-` is standard output, a name that ends with .gz is compressed."""
+    """UTF-8 text to `path`; `-` is standard output, a name that ends with .gz is compressed.
+
+    What is no Unicode is written as an escape.
+    """
 
     def __init__(self, path: str) -> None:
         """Open it.
@@ -26,6 +29,8 @@ class TextOutput:
         Raises:
             OutputError: the file cannot be made.
         """
+        if path.endswith((".zst", ".zstd")):
+            raise OutputError(f"{path}: zstd is read, not written; use a name that ends with .gz, or none of them")
         self._path = path
         self._open_files = ExitStack()
         self._file = self._guard(self._open)
@@ -68,6 +73,8 @@ class TextOutput:
 
     def _open(self) -> IO[str]:
         if self._path == STDOUT:
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "it is closed")
             return sys.stdout
         raw: Any = self._open_files.enter_context(Path(self._path).open("wb"))  # noqa: SIM115  it closes
         if self._path.endswith(".gz"):
@@ -75,7 +82,7 @@ class TextOutput:
 
             # Without a name and a time inside, equal text gives equal files.
             raw = self._open_files.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
-        return self._open_files.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
+        return self._open_files.enter_context(io.TextIOWrapper(raw, "utf-8", "backslashreplace", newline=""))
 
     def _guard(self, act: Callable[[], T]) -> T:
         try:

@@ -1,6 +1,5 @@
 """Builds the parts that every command shares: a verified model and a pipeline around it."""
 
-import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ def open_model(name: str) -> OrtModel:
     bundle = load_bundle(find_bundle(name))
     model = OrtModel(bundle)
     model.verify(*read_golden(bundle))
-    # What is loaded by now stays until the end: the collector need not look at it again.
-    gc.freeze()
     return model
 
 

@@ -22,8 +22,9 @@ from agent.app.compose import build_pipeline, load_config, open_model
 from agent.core.gait import SCRIPTS, Step, parse_script
 from agent.core.histogram import Histogram
 from agent.core.report import Scorecard
+from agent.errors import UsageError
 from agent.ports import Clock, PowerMeter
-from agent.records import PowerReading, Prediction, Turn
+from agent.records import PowerReading, Turn
 from agent.runtime.engine import Engine, TimedModel
 from agent.runtime.pacing import PacedSource
 from agent.runtime.queues import BoundedQueue, Overflow
@@ -75,7 +76,10 @@ class Status:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of the demo. `received`: distinct messages. `dropped`: samples that a full queue let go."""
+    """What became of the demo. `received`: distinct messages. `dropped`: samples that a full queue let go.
+
+    `overflowed`: messages that found the subscriber's queue full.
+    """
 
     status: Status
     score: dict[str, Any]
@@ -84,6 +88,7 @@ class Summary:
     dropped: int
     published: int
     received: int
+    overflowed: int
     startup_s: float
     interrupted: bool
 
@@ -107,6 +112,7 @@ class Summary:
                 "published": self.published,
                 "received": self.received,
                 "lost": self.published - self.received,
+                "overflowed": self.overflowed,
             },
             **{k: self.score[k] for k in ("windows", "labelled_windows", "accuracy", "activity_accuracy")},
             "latency_ms": {
@@ -144,11 +150,14 @@ def demo(
     Raises:
         ConfigError, ModelContractError: configuration, model or the broker's package cannot be used.
         SinkUnavailable: the broker cannot be started or reached.
-        ValueError: a duration or a seed outside its range, with a sentence for the user.
+        UsageError: a duration or a seed outside its range.
     """
     clock = clock or SystemClock()
     started_ns = clock.monotonic_ns()
-    imu = SimulatedImu(DEVICE, settings.script, seed=settings.seed, duration_s=settings.duration_s)
+    try:
+        imu = SimulatedImu(DEVICE, settings.script, seed=settings.seed, duration_s=settings.duration_s)
+    except ValueError as e:
+        raise UsageError(str(e)) from e
     config = load_config(None, {"model.bundle": settings.model})
     opened = open_model(config.model.bundle)
     model = TimedModel(opened, clock)
@@ -170,10 +179,10 @@ def demo(
         startup_s = (clock.monotonic_ns() - started_ns) / 1e9
         audience.started(model.id, f"{broker.host}:{broker.port}")
         reader.start()
-        interrupted = _play(engine, subscriber, show, stopping)
+        interrupted = _play(engine, reader, subscriber, show, stopping)
         engine.close()
         show.drain(subscriber, sink.predictions)
-        samples = sum(counts.samples for counts in pipeline.counts().values())
+        samples = sum(pipeline.finish(name).samples for name in pipeline.counts())
         return Summary(
             show.status(),
             show.scorecard.as_dict(),
@@ -182,22 +191,27 @@ def demo(
             reader.dropped,
             sink.predictions,
             len(show.ids),
+            subscriber.overflowed,
             startup_s,
             interrupted,
         )
 
 
-def _play(engine: Engine, subscriber: MqttSubscriber, show: "_Show", stopping: Callable[[], bool]) -> bool:
+def _play(
+    engine: Engine, reader: ReaderThread, subscriber: MqttSubscriber, show: "_Show", stopping: Callable[[], bool]
+) -> bool:
     """Turn the engine until the device's script ends; return whether it was stopped before that."""
-    while not stopping():
-        turn = engine.turn(_TURN_S)
-        if turn is None:
-            return False
+    interrupted = False
+    while (turn := engine.turn(_TURN_S)) is not None:
         show.turn(turn)
         while (message := subscriber.poll(0)) is not None:
             show.receive(message)
         show.report_when_due()
-    return True
+        if stopping() and not interrupted:
+            # What the reader has taken by now still goes all the way.
+            interrupted = True
+            reader.close()
+    return interrupted
 
 
 class _Show:
@@ -217,12 +231,8 @@ class _Show:
 
     def turn(self, turn: Turn) -> None:
         """Note what a turn of the engine has sent: the truth, and when the window's last sample came."""
-        arrived_ns = max((b.t_rx_ns or 0 for b in turn.batches), default=0)
-        for batch in turn.batches:
-            self.scorecard.truth(batch.stream, batch.truth)
-        for event in turn.events:
-            if isinstance(event, Prediction):
-                self._sent[event.seq] = (self.scorecard.add(event), arrived_ns)
+        for prediction, truth in self.scorecard.take(turn.batches, turn.events):
+            self._sent[prediction.seq] = truth, turn.timings[prediction.stream, prediction.seq].received_ns
 
     def receive(self, received: Message) -> None:
         """Take one message; one that came before, by its id, is dropped."""

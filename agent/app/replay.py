@@ -1,12 +1,15 @@
 """Replay: recordings through the live pipeline, labels out, a report on how right they were."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.adapters.clock import SystemClock
+from agent.adapters.onnx_model import OrtModel
 from agent.adapters.recording import STDIN, RecordingSource
 from agent.adapters.text_output import FORMATS as FORMATS
 from agent.adapters.text_output import STDOUT, PredictionLines, TextOutput
@@ -14,9 +17,10 @@ from agent.app.compose import build_pipeline, open_model
 from agent.config import Config
 from agent.core.decoders.recording import Declared
 from agent.core.report import Scorecard
-from agent.errors import InputError, SourceUnavailable
+from agent.errors import InputError, OutputError, SourceUnavailable, UsageError
+from agent.pipeline import Pipeline
 from agent.ports import Clock, Source
-from agent.records import BadFrame, Loss, Prediction, Refused, Turn
+from agent.records import BadFrame, Loss, Refused, Turn
 from agent.runtime.engine import Engine, TimedModel
 from agent.runtime.pacing import PacedSource
 
@@ -24,25 +28,34 @@ SHOWN_BAD_ROWS = 20
 """Bad rows whose line numbers are reported; all are counted."""
 
 
-@dataclass(frozen=True)
-class ReplaySettings:
-    """How to replay. `speed`: times real time, None for as fast as it goes."""
+class ReplaySettings(NamedTuple):
+    """How to replay.
 
-    config: Config = field(default_factory=Config)
-    declared: Declared = field(default_factory=Declared)
+    `speed`: times real time, None for as fast as it goes. `report`: where the caller will write one.
+    """
+
+    config: Config = Config()
+    declared: Declared = Declared()
     speed: float | None = None
     max_bad_rows: int = 100
     out: str = STDOUT
     fmt: str = "jsonl"
+    report: str | None = None
 
 
 @dataclass
 class RecordingResult:
-    """What became of one recording. `error` says why it could not be used, or not to its end."""
+    """What became of one recording.
+
+    `delay_ms`: the most that resampling adds to the age of a sample. `error`: why it could not be used, or not to its
+    end.
+    """
 
     path: str
     device: str = ""
     samples: int = 0
+    source_rate_hz: float | None = None
+    delay_ms: float = 0.0
     windows: int = 0
     gaps: int = 0
     resampled: int = 0
@@ -55,8 +68,9 @@ class RecordingResult:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return {
-            **{name: getattr(self, name) for name in ("path", "device", "samples", "windows", "gaps")},
-            **{name: getattr(self, name) for name in ("resampled", "interpolated", "bad_rows", "bad_lines")},
+            **{name: getattr(self, name) for name in ("path", "device", "samples", "source_rate_hz", "delay_ms")},
+            **{name: getattr(self, name) for name in ("windows", "gaps", "resampled", "interpolated")},
+            **{name: getattr(self, name) for name in ("bad_rows", "bad_lines")},
             "losses": {reason.value: n for reason, n in sorted(self.losses.items()) if n},
             "error": str(self.error) if self.error else None,
         }
@@ -80,8 +94,7 @@ class ReplayResult:
         }
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """How far the replay is: bytes read of all bytes (None if unknown), and samples in all so far."""
 
     path: str
@@ -99,7 +112,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
 
     paths: list[str] = []
     for pattern in patterns:
-        if pattern == STDIN or Path(pattern).exists() or not glob.has_magic(pattern):
+        if pattern == STDIN or os.path.exists(pattern) or not glob.has_magic(pattern):  # noqa: PTH110  never raises
             paths.append(pattern)
             continue
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob takes no absolute patterns
@@ -131,22 +144,41 @@ def replay(
     Raises:
         ConfigError, ModelContractError: nothing can be replayed like this.
         OutputError: predictions cannot be written.
+        InferenceError: the model failed.
+        UsageError: what is written would overwrite a recording.
     """
+    _check_outputs(paths, settings)
     model = open_model(settings.config.model.bundle)
     run = _Run(model, settings, on_progress, clock or SystemClock())
     try:
         for path in paths:
             run.recording(path)
     finally:
-        run.sink.close()
+        run.close()
     return run.result
+
+
+def _check_outputs(paths: Sequence[str], settings: ReplaySettings) -> None:
+    """Refuse what would destroy a recording, or fail only after a long replay."""
+    written = [w for w in (settings.out, settings.report) if w and w != STDOUT]
+    for a, b in [*((w, p) for w in written for p in paths), *combinations(written, 2)]:
+        if os.path.realpath(a) == os.path.realpath(b) or (_is_file(a) and _is_file(b) and os.path.samefile(a, b)):  # noqa: PTH121
+            raise UsageError(f"{a} would be overwritten: write somewhere else")
+    for w in written:
+        folder = os.path.dirname(w) or "."  # noqa: PTH120
+        if not os.path.isdir(folder):  # noqa: PTH112  never raises
+            raise OutputError(f"{w} cannot be written: there is no folder {folder}")
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  never raises
 
 
 class _Run:
     """One call of `replay`."""
 
     def __init__(
-        self, model: Any, settings: ReplaySettings, on_progress: Callable[[Progress], None], clock: Clock
+        self, model: OrtModel, settings: ReplaySettings, on_progress: Callable[[Progress], None], clock: Clock
     ) -> None:
         self._model = TimedModel(model, clock)
         self._manifest = model.bundle.manifest
@@ -154,9 +186,21 @@ class _Run:
         self._on_progress = on_progress
         self._clock = clock
         self._done_bytes = self._samples = 0
-        self._output = TextOutput(settings.out)
-        self.sink = PredictionLines(self._output, settings.fmt, model.labels)
+        self._output: TextOutput | None = None
+        self._lines: PredictionLines | None = None
         self.result = ReplayResult(model.id, Scorecard(model.labels))
+
+    def close(self) -> None:
+        """Close the output, if it has been opened."""
+        if self._output:
+            self._output.close()
+
+    def _sink(self) -> PredictionLines:
+        """Open the output with the first recording that can be replayed: a mistake before that leaves it as it was."""
+        if self._lines is None:
+            self._output = TextOutput(self._settings.out)
+            self._lines = PredictionLines(self._output, self._settings.fmt, self._model.labels)
+        return self._lines
 
     def recording(self, path: str) -> None:
         """Replay one recording and add its result."""
@@ -179,12 +223,13 @@ class _Run:
         settings = self._settings
         pipeline = build_pipeline(self._model, self._manifest, settings.config)
         paced: Source = PacedSource(source, self._clock, settings.speed) if settings.speed else source
-        engine = Engine(paced, pipeline, [self.sink], self._clock, self._model)
-        self.sink.recording = source.path
+        sink = self._sink()
+        sink.recording = source.path
+        engine = Engine(paced, pipeline, [sink], self._clock, self._model, max_failures=1)
         try:
             while (turn := engine.turn()) is not None:
                 self._take(turn, result)
-                if settings.speed:
+                if settings.speed and self._output:
                     self._output.flush()
                 self._on_progress(Progress(source.path, self._done_bytes + source.position, self._samples))
         finally:
@@ -195,35 +240,33 @@ class _Run:
             raise InputError("it has no samples, only a header")
 
     def _take(self, turn: Turn, result: RecordingResult) -> None:
-        scorecard = self.result.scorecard
-        for batch in turn.batches:
-            self._samples += len(batch.t_ns)
-            scorecard.truth(batch.stream, batch.truth)
-        for frame in turn.bad:
-            self._bad_row(frame, result)
-        for event in turn.events:
-            if isinstance(event, Prediction):
-                scorecard.add(event)
-            elif isinstance(event, Refused):
-                raise InputError(event.reason)
+        self._samples += sum(len(batch.t_ns) for batch in turn.batches)
+        self.result.scorecard.take(turn.batches, turn.events)
+        self._note_bad_rows([f for f in turn.bad if f.reason != Loss.TORN], result)
+        refused = next((e for e in turn.events if isinstance(e, Refused)), None)
+        if refused:
+            raise InputError(refused.reason)
 
-    def _bad_row(self, frame: BadFrame, result: RecordingResult) -> None:
-        if frame.reason == Loss.TORN:
-            return
-        result.bad_rows += 1
-        if len(result.bad_lines) < SHOWN_BAD_ROWS:
-            result.bad_lines.append({"line": frame.where, "reason": frame.reason.value})
+    def _note_bad_rows(self, frames: Sequence[BadFrame], result: RecordingResult) -> None:
+        result.bad_rows += len(frames)
+        shown = [{"line": f.where, "reason": f.reason.value} for f in frames]
+        result.bad_lines += shown[: SHOWN_BAD_ROWS - len(result.bad_lines)]
         if result.bad_rows > self._settings.max_bad_rows:
             first = result.bad_lines[0]
+            do = (
+                "is t in seconds?"
+                if first["reason"] == Loss.TIME_RANGE
+                else "raise --max-bad-rows to replay the others"
+            )
             raise InputError(
                 f"more than {self._settings.max_bad_rows} rows cannot be read, the first in line {first['line']} "
-                f"({first['reason']}); raise --max-bad-rows to replay the others"
+                f"({first['reason']}); {do}"
             )
 
-    def _count(self, pipeline: Any, engine: Engine, result: RecordingResult) -> None:
-        for name, counts in pipeline.counts().items():
-            pipeline.finish(name)
-            counts = pipeline.counts()[name]
+    def _count(self, pipeline: Pipeline, engine: Engine, result: RecordingResult) -> None:
+        for name in pipeline.counts():
+            counts = pipeline.finish(name)
+            result.source_rate_hz, result.delay_ms = counts.source_rate_hz, counts.delay_ns / 1e6
             result.samples += counts.samples
             result.windows += counts.windows
             result.gaps += counts.gaps

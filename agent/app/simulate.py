@@ -8,6 +8,7 @@ from agent.adapters.simulated_imu import SimulatedImu
 from agent.adapters.text_output import STDOUT, TextOutput
 from agent.core.gait import Imperfections, Step
 from agent.core.wire import recording_header, recording_rows
+from agent.errors import UsageError
 from agent.ports import Clock
 from agent.records import SampleBatch
 from agent.runtime.pacing import PacedSource
@@ -31,19 +32,22 @@ def simulate(settings: SimulateSettings, clock: Clock | None = None) -> int:
     """Write a har-recording/1 of a simulated device; return the number of its samples.
 
     Raises:
-        ValueError: a value outside its range, with a sentence for the user.
+        UsageError: a value outside its range.
         OutputError: it cannot be written.
     """
     if not settings.device or not settings.device.isprintable():
-        raise ValueError("the device's name must be one line of printable text")
-    imu = SimulatedImu(
-        settings.device,
-        settings.script,
-        seed=settings.seed,
-        rate_hz=settings.rate_hz,
-        duration_s=settings.duration_s,
-        imperfections=settings.imperfections,
-    )
+        raise UsageError("the device's name must be one line of printable text")
+    try:
+        imu = SimulatedImu(
+            settings.device,
+            settings.script,
+            seed=settings.seed,
+            rate_hz=settings.rate_hz,
+            duration_s=settings.duration_s,
+            imperfections=settings.imperfections,
+        )
+    except ValueError as e:
+        raise UsageError(str(e)) from e
     source = PacedSource(imu, clock or SystemClock(), 1.0) if settings.realtime else imu
     with TextOutput(settings.out) as writer:
         writer.write(recording_header(settings.device, settings.rate_hz))

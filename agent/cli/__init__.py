@@ -1,14 +1,18 @@
 """The command line: `har-agent`. One file a command; what a command needs is imported when it runs."""
 
 import gc
+import io
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from typing import NoReturn
 
 import typer
 
-from agent.cli._exit import exit_status
+from agent.cli._exit import Exit, exit_status
+from agent.cli._print import say
 from agent.errors import AgentError
 
 COMMANDS = ("replay", "simulate", "demo", "bench", "models", "version")
@@ -42,18 +46,27 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 20)
     named = sys.argv[1:2]
     app = build(named if named and named[0] in COMMANDS else COMMANDS)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Output is UTF-8 whatever the locale; what is no Unicode, such as bytes of a file name, is escaped.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    # A service manager's way to say Ctrl-C: what has been written is closed properly.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except AgentError as e:
-        typer.echo(f"har-agent: {e}", err=True)
-        status = exit_status(e)
+        _end(str(e), exit_status(e))
+    except OSError as e:
+        _end(f"standard output cannot be written: {e.strerror or e}", Exit.IO)
     except KeyboardInterrupt:
-        status = 130
-    else:
-        return
+        _end("interrupted", 130)
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    say(f"har-agent: {sentence}")
     # What is still buffered for a reader that has gone must not fail again while the interpreter shuts down.
     try:
         sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(status)

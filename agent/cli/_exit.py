@@ -17,6 +17,7 @@ class Exit(IntEnum):
 
 
 _EXIT_OF: tuple[tuple[type[errors.AgentError], Exit], ...] = (
+    (errors.UsageError, Exit.USAGE),
     (errors.ConfigError, Exit.CONFIG),
     (errors.ModelContractError, Exit.CONFIG),
     (errors.InputError, Exit.DATA),

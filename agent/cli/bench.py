@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from agent.cli._print import out, say
+
 
 def bench(
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of one that ships.")] = None,
@@ -22,9 +24,9 @@ def bench(
     from agent.cli._table import table
 
     settings = load_config(config, {"model.bundle": model})
-    result = run(settings, seconds, lambda what: typer.echo(f"measuring {what} …", err=True))
+    result = run(settings, seconds, lambda what: say(f"measuring {what} …"))
     if as_json:
-        typer.echo(json.dumps(result.as_dict()))
+        out(json.dumps(result.as_dict()))
         return
-    typer.echo(f"{result.model} on {', '.join(f'{k} {v}' for k, v in result.machine.items())}\n")
-    typer.echo(table([vars(f) for f in result.figures]))
+    out(f"{result.model} on {', '.join(f'{k} {v}' for k, v in result.machine.items())}\n")
+    out(table([vars(f) for f in result.figures]))

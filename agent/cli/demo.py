@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from agent.cli._exit import Exit
+from agent.cli._print import out, say
 
 if TYPE_CHECKING:
     from agent.app.demo import Received, Status, Summary
@@ -28,19 +29,16 @@ def demo(
 
     Example: har-agent demo --seed 3
     """
-    typer.echo("starting: model, broker, subscriber, simulated sensor", err=True)
+    say("starting: model, broker, subscriber, simulated sensor")
     from agent.app.demo import DemoSettings
     from agent.app.demo import demo as run
 
     settings = DemoSettings(model, duration_s=duration, seed=seed)
     with _Stopping() as stopping:
-        try:
-            summary = run(settings, _Printer(err=as_json), stopping)
-        except ValueError as e:
-            raise typer.BadParameter(str(e)) from e
-    typer.echo(json.dumps(summary.as_dict()) if as_json else "\n" + _summary(summary))
+        summary = run(settings, _Printer(err=as_json), stopping)
+    out(json.dumps(summary.as_dict()) if as_json else "\n" + _summary(summary))
     if not summary.complete:
-        typer.echo("har-agent: something was lost on the way", err=True)
+        say("har-agent: something was lost on the way")
         raise typer.Exit(Exit.NO)
 
 
@@ -76,7 +74,7 @@ class _Printer:
         self._err = err
 
     def started(self, model: str, broker: str) -> None:
-        typer.echo(f"model {model}, broker {broker}, simulated device at 50 Hz; Ctrl-C ends early", err=True)
+        say(f"model {model}, broker {broker}, simulated device at 50 Hz; Ctrl-C ends early")
         self._line("time", "true activity", "label", "conf", "decided", "novelty", "latency")
 
     def received(self, received: "Received") -> None:
@@ -104,7 +102,7 @@ class _Printer:
         self._echo(_COLUMNS.format(*cells).rstrip())
 
     def _echo(self, text: str) -> None:
-        typer.echo(text, err=self._err)
+        (say if self._err else out)(text)
 
 
 def _power(status: "Status") -> str:

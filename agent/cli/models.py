@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from agent.cli._print import out
+
 models = typer.Typer(help="Look at model bundles and verify them.", no_args_is_help=True, rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -20,7 +22,7 @@ def list_models(as_json: Json = False) -> None:
     from agent.cli._table import table
 
     rows = shipped()
-    typer.echo(json.dumps(rows) if as_json else table(rows))
+    out(json.dumps(rows) if as_json else table(rows))
 
 
 @models.command()
@@ -35,4 +37,4 @@ def verify(
     from agent.app.models import verify as check
 
     facts = check(bundle)
-    typer.echo(json.dumps(facts) if as_json else f"{facts['model']}: files, graphs and golden vectors are right")
+    out(json.dumps(facts) if as_json else f"{facts['model']}: files, graphs and golden vectors are right")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli._exit import Exit, exit_status
+from agent.cli._print import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,9 +31,9 @@ def replay(
     ] = None,
     speed: Annotated[str, typer.Option(help="max, real, or a factor such as 10.")] = "max",
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of one that ships.")] = None,
-    hop: Annotated[int | None, typer.Option(help="Samples from one window to the next.")] = None,
-    smoothing_s: Annotated[float | None, typer.Option(help="Time constant of the decided activity.")] = None,
-    hold_s: Annotated[float | None, typer.Option(help="How long a new activity must lead.")] = None,
+    hop: Annotated[int | None, typer.Option(min=1, help="Samples from one window to the next.")] = None,
+    smoothing_s: Annotated[float | None, typer.Option(min=0, help="Time constant of the decided activity.")] = None,
+    hold_s: Annotated[float | None, typer.Option(min=0, help="How long a new activity must lead.")] = None,
     acc_unit: Annotated[str | None, typer.Option(help="g or m/s2, over the recording's header.")] = None,
     gyro_unit: Annotated[str | None, typer.Option(help="rad/s or deg/s, over the recording's header.")] = None,
     rate_hz: Annotated[float | None, typer.Option(help="Rate of a recording that has no times.")] = None,
@@ -52,6 +53,7 @@ def replay(
 
     if fmt not in FORMATS:
         raise typer.BadParameter(f"{fmt!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
+    _check_declared(acc_unit, gyro_unit, rate_hz, device)
     flags = {
         "model.bundle": model,
         "window.hop": hop,
@@ -65,6 +67,7 @@ def replay(
         max_bad_rows=max_bad_rows,
         out=out,
         fmt=fmt,
+        report=str(report) if report else None,
     )
     paths = expand(recordings)
     length = total_bytes(paths)
@@ -74,8 +77,20 @@ def replay(
     if report:
         _write(report, json.dumps(result.as_dict(), indent=2) + "\n")
     if not quiet:
-        typer.echo(_summary(result), err=True)
+        say(_summary(result))
     _finish(result, min_accuracy)
+
+
+def _check_declared(acc_unit: str | None, gyro_unit: str | None, rate_hz: float | None, device: str | None) -> None:
+    from agent.core.units import ACC_UNITS, GYRO_UNITS
+
+    for flag, unit, known in (("--acc-unit", acc_unit, ACC_UNITS), ("--gyro-unit", gyro_unit, GYRO_UNITS)):
+        if unit is not None and unit not in known:
+            raise typer.BadParameter(f"{unit!r} is not one of {', '.join(known)}", param_hint=flag)
+    if device is not None and not (device.strip() and device.isprintable()):
+        raise typer.BadParameter("a device's name is one line of printable text", param_hint="--device")
+    if rate_hz is not None and not 1e-3 <= rate_hz <= 1e6:
+        raise typer.BadParameter(f"{rate_hz:g} is no rate of a sensor", param_hint="--rate-hz")
 
 
 def _speed(text: str) -> float | None:
@@ -129,15 +144,17 @@ def _summary(result: "ReplayResult") -> str:
             more = ", …" if r.bad_rows > len(r.bad_lines[:5]) else ""
             lines.append(f"  {r.bad_rows} bad rows, in line {shown}{more}")
         if r.samples and not r.windows and not r.error:
-            lines.append("  no window: it takes 128 samples at 50 Hz without a gap to make one")
+            lines.append("  no window: there are too few samples without a gap to fill one")
     card = result.scorecard.as_dict()
     if card["labelled_windows"]:
         lines.append(
             f"{card['labelled_windows']} labelled windows: {card['accuracy']:.1%} right, "
             f"{card['activity_accuracy']:.1%} after smoothing, macro F1 {card['macro_f1']:.3f}"
         )
-        for name, n in card["labels_not_in_model"].items():
-            lines.append(f"  the model has no label {name!r}: {n} windows count as wrong")
+        foreign = card["labels_not_in_model"]
+        if foreign:
+            names = ", ".join(repr(name) for name in list(foreign)[:5]) + (", …" if len(foreign) > 5 else "")
+            lines.append(f"  the model has no label {names}: {sum(foreign.values())} windows count as wrong")
     return "\n".join(lines)
 
 
@@ -145,7 +162,7 @@ def _finish(result: "ReplayResult", min_accuracy: float | None) -> None:
     """Say what could not be used, and end with the exit status that it has."""
     failed = [r for r in result.recordings if r.error]
     for r in failed:
-        typer.echo(f"har-agent: {r.path}: {r.error}", err=True)
+        say(f"har-agent: {r.path}: {r.error}")
     if failed:
         assert failed[0].error is not None
         raise typer.Exit(exit_status(failed[0].error))
@@ -153,8 +170,8 @@ def _finish(result: "ReplayResult", min_accuracy: float | None) -> None:
         return
     accuracy = result.scorecard.accuracy
     if accuracy is None:
-        typer.echo("har-agent: no window is labelled, so --min-accuracy cannot be told", err=True)
+        say("har-agent: no window is labelled, so --min-accuracy cannot be told")
         raise typer.Exit(Exit.NO)
     if accuracy < min_accuracy:
-        typer.echo(f"har-agent: accuracy {accuracy:.4f} is below --min-accuracy {min_accuracy}", err=True)
+        say(f"har-agent: accuracy {accuracy:.4f} is below --min-accuracy {min_accuracy}")
         raise typer.Exit(Exit.NO)

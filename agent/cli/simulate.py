@@ -36,16 +36,17 @@ def simulate(
     if activities is None and (script or "demo") not in SCRIPTS:
         raise typer.BadParameter(f"{script!r} is not one of {', '.join(SCRIPTS)}", param_hint="--script")
     try:
-        settings = SimulateSettings(
-            script=parse_script(activities if activities is not None else SCRIPTS[script or "demo"]),
-            out=out,
-            duration_s=duration,
-            rate_hz=rate_hz,
-            seed=seed,
-            device=device,
-            realtime=realtime,
-            imperfections=Imperfections(noise, jitter_ms / 1000, drop_rate),
-        )
-        run(settings)
+        steps = parse_script(activities if activities is not None else SCRIPTS[script or "demo"])
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint="--activities") from error
+    settings = SimulateSettings(
+        script=steps,
+        out=out,
+        duration_s=duration,
+        rate_hz=rate_hz,
+        seed=seed,
+        device=device,
+        realtime=realtime,
+        imperfections=Imperfections(noise, jitter_ms / 1000, drop_rate),
+    )
+    run(settings)

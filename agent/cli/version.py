@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from agent.cli._print import out
+
 
 def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Print the version of the agent, of Python and of ONNX Runtime.
@@ -22,4 +24,4 @@ def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         "onnxruntime": installed("onnxruntime"),
         "machine": platform.machine(),
     }
-    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{k} {v}" for k, v in facts.items()))
+    out(json.dumps(facts) if as_json else "\n".join(f"{k} {v}" for k, v in facts.items()))

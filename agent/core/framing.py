@@ -5,13 +5,17 @@ MAX_LINE = 1 << 16
 
 
 class LineFramer:
-    """Cuts bytes, however they come, after line ends: LF, CRLF or a lone CR."""
+    """Cuts bytes, however they come, after line ends: LF, CRLF or a lone CR.
+
+    A line that is too long is dropped and leaves an empty one, so that lines can be counted. `too_long` has its number,
+    from 1, until whoever reads it takes it away.
+    """
 
     def __init__(self) -> None:
+        self.too_long: list[int] = []
         self._rest = b""
         self._skipping = False
-        self.too_long = 0
-        """Lines that were dropped for their length."""
+        self._lines = 0
 
     def feed(self, data: bytes) -> bytes:
         """Return the whole lines that are complete with `data`, each ended by LF; empty if there is none."""
@@ -23,12 +27,17 @@ class LineFramer:
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if self._skipping and block:
-            # The end of a line whose beginning was dropped; it keeps its place in the count of lines.
+            # The end of a line whose beginning was dropped.
             block = block[block.index(b"\n") :]
             self._skipping = False
-        if len(self._rest) > MAX_LINE:
-            self.too_long += not self._skipping
-            self._rest, self._skipping = b"", True
+        if len(block) > MAX_LINE:
+            block = self._without_long_lines(block)
+        self._lines += block.count(b"\n")
+        if len(self._rest) > MAX_LINE + 1:
+            if not self._skipping:
+                self.too_long.append(self._lines + 1)
+            # A CR that waits is still the line's end.
+            self._rest, self._skipping = self._rest[-1:] if self._rest.endswith(b"\r") else b"", True
         return block
 
     def finish(self) -> tuple[bytes, bytes]:
@@ -36,4 +45,14 @@ class LineFramer:
         rest, self._rest = self._rest, b""
         if self._skipping:
             return (b"\n", b"") if rest.endswith(b"\r") else (b"", b"")
-        return (rest[:-1] + b"\n", b"") if rest.endswith(b"\r") else (b"", rest)
+        if rest.endswith(b"\r"):
+            return self._without_long_lines(rest[:-1] + b"\n"), b""
+        return b"", rest
+
+    def _without_long_lines(self, block: bytes) -> bytes:
+        lines = block.split(b"\n")
+        for i, line in enumerate(lines):
+            if len(line) > MAX_LINE:
+                self.too_long.append(self._lines + i + 1)
+                lines[i] = b""
+        return b"\n".join(lines)

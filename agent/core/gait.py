@@ -18,35 +18,32 @@ Everything random that happens in one second is drawn in one go, in a fixed orde
 one at a time, in lumps or all at once gives the same bytes. Knots stand at whole seconds and are joined by
 straight lines.
 
-The coefficients come from `har-export fit-simulator`; `parse` reads its JSON.
+The coefficients come from `har-export fit-simulator`; `gait_coefficients.parse` reads its JSON.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.core.gait_coefficients import (
+    ACTIVITIES,
+    FIT_RATE_HZ,
+    GAITS,
+    RESPONSE,
+    Change,
+    Coefficients,
+    People,
+    Residual,
+)
 from agent.records import CHANNELS, Float32Array, Float64Array, Int8Array, Int64Array, LabelChange
 
-FORMAT = "har-simulated-imu/1"
-"""The format of the coefficients that this version reads."""
-
-GAITS = ("walking", "walking_upstairs", "walking_downstairs")
-POSTURES = ("sitting", "standing", "laying")
-ACTIVITIES = GAITS + POSTURES
 TRANSITION = "transition"
 """The label of a change of posture. A change between upright activities is unlabelled, as it is in the
 recordings."""
 
 LABELS = (*ACTIVITIES, TRANSITION)
-
-CHANGES = ("stand_to_sit", "sit_to_stand", "sit_to_lie", "lie_to_sit", "stand_to_lie", "lie_to_stand")
-"""The changes of posture that were recorded, by name."""
-
-FIT_RATE_HZ = 50
-"""Rate of the recordings that the coefficients were fitted on, and of the residual noise."""
 
 MIN_RATE_HZ, MAX_RATE_HZ = 10.0, 400.0
 ACC_RANGE_G = 2.0
@@ -58,8 +55,8 @@ SCRIPTS = {"demo": "walking:5,walking_upstairs:5,standing:4,sitting:4,laying:4"}
 _SECOND = 1_000_000_000
 _UPRIGHT_CHANGE_S = 1.2
 """How long one gait takes to become another: about one stride."""
-_RESPONSE = 2 * FIT_RATE_HZ
-"""Length in samples of the residual's impulse response: two seconds, after which nothing is left of it."""
+_MIN_STEP_S = 0.5
+"""Shorter activities are none, and a script of them would make a plan without end."""
 _WANDER = 0.5
 """How much of this second's rate and vigour the next second keeps."""
 _PERSON_RANGE = 1.5
@@ -69,83 +66,6 @@ _BIAS = np.repeat([0.002, 0.001], 3)
 contains."""
 _DRIFT_PER_ROOT_S = np.repeat([1e-4, 5e-5], 3)
 """Random walk of the offset: g and rad/s over the square root of a second."""
-
-
-@dataclass(frozen=True)
-class Residual:
-    """Coloured noise: standard deviation (6,) and autoregressive coefficients (6, order) at `FIT_RATE_HZ`."""
-
-    sd: Float64Array
-    ar: Float64Array
-
-    def response(self) -> Float64Array:
-        """Impulse response (6, `_RESPONSE`), scaled so that unit white noise comes out with `sd`."""
-        h = np.zeros((len(CHANNELS), _RESPONSE))
-        h[:, 0] = 1.0
-        order = self.ar.shape[1]
-        for k in range(1, _RESPONSE):
-            past = h[:, max(0, k - order) : k][:, ::-1]
-            h[:, k] = (self.ar[:, : past.shape[1]] * past).sum(axis=1)
-        scaled: Float64Array = h * (self.sd / np.sqrt((h**2).sum(axis=1)))[:, None]
-        return scaled
-
-
-@dataclass(frozen=True)
-class Gait:
-    """Periodic motion.
-
-    `cos`, `sin`: (harmonics, 6) of the stride rate. `turn`: mean angular velocity (3,), rad/s.
-
-    `rate_jitter`, `gain_jitter`: standard deviation of the stride rate and of the amplitude, relative.
-    """
-
-    cos: Float64Array
-    sin: Float64Array
-    turn: Float64Array
-    rate_jitter: float
-    gain_jitter: float
-    residual: Residual
-
-
-@dataclass(frozen=True)
-class Posture:
-    """Holding still. `sway`: standard deviation (3,) of gravity, g; `sway_s`: its correlation time."""
-
-    sway: Float64Array
-    sway_s: float
-    residual: Residual
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of posture. `seconds`: quartiles of its duration. `pattern`: (knots, 6) over it."""
-
-    seconds: tuple[float, float, float]
-    pattern: Float64Array
-    residual: Residual
-
-
-@dataclass(frozen=True)
-class People:
-    """How people differ: a person is `median` + z @ `directions`, z standard normal.
-
-    `median` (27,), `directions` (k, 27): gravity x, y, z for each of `ACTIVITIES` (g), stride rate for each
-    of `GAITS` (Hz), natural logarithm of the gain of acceleration and of angular velocity for each of
-    `GAITS`.
-    """
-
-    median: Float64Array
-    directions: Float64Array
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """Everything that was fitted."""
-
-    people: People
-    gaits: Mapping[str, Gait]
-    postures: Mapping[str, Posture]
-    changes: Mapping[str, Change]
 
 
 @dataclass(frozen=True)
@@ -210,53 +130,6 @@ class Samples:
     labels: Int8Array = field(repr=False)
 
 
-def parse(raw: Mapping[str, Any]) -> Coefficients:
-    """Read the JSON object that `har-export fit-simulator` writes.
-
-    Raises:
-        ValueError: another format, or a part is missing.
-    """
-    if raw.get("format") != FORMAT:
-        raise ValueError(f"these coefficients are {raw.get('format')!r}, this version reads {FORMAT!r}")
-    try:
-        return Coefficients(
-            People(_array(raw["people"]["median"]), _array(raw["people"]["directions"])),
-            {name: _gait(raw["gaits"][name]) for name in GAITS},
-            {name: _read_posture(raw["postures"][name]) for name in POSTURES},
-            {name: _change(raw["changes"][name]) for name in CHANGES},
-        )
-    except KeyError as error:
-        raise ValueError(f"the coefficients lack {error}") from error
-
-
-def _array(raw: object) -> Float64Array:
-    return np.asarray(raw, dtype=np.float64)
-
-
-def _residual(raw: Mapping[str, Any]) -> Residual:
-    return Residual(_array(raw["sd"]), _array(raw["ar"]))
-
-
-def _gait(raw: Mapping[str, Any]) -> Gait:
-    return Gait(
-        _array(raw["cos"]),
-        _array(raw["sin"]),
-        _array(raw["turn"]),
-        float(raw["rate_jitter"]),
-        float(raw["gain_jitter"]),
-        _residual(raw["residual"]),
-    )
-
-
-def _read_posture(raw: Mapping[str, Any]) -> Posture:
-    return Posture(_array(raw["sway"]), float(raw["sway_s"]), _residual(raw["residual"]))
-
-
-def _change(raw: Mapping[str, Any]) -> Change:
-    short, middle, long = (float(s) for s in raw["seconds"])
-    return Change((short, middle, long), _array(raw["pattern"]), _residual(raw["residual"]))
-
-
 def _posture(activity: str) -> str:
     return {"sitting": "sit", "laying": "lie"}.get(activity, "stand")
 
@@ -276,8 +149,8 @@ def parse_script(text: str) -> tuple[Step, ...]:
             duration = float(seconds)
         except ValueError:
             duration = float("nan")
-        if not colon or not 0 < duration < float("inf"):
-            raise ValueError(f"{item.strip()!r} needs a duration in seconds, such as {name}:20")
+        if not colon or not _MIN_STEP_S <= duration < float("inf"):
+            raise ValueError(f"{item.strip()!r} needs a duration of {_MIN_STEP_S:g} seconds or more, such as {name}:20")
         steps.append(Step(name, duration))
     return tuple(steps)
 
@@ -339,18 +212,16 @@ def plan(
             return tuple(Span(s.t0, min(s.t1, duration_s), s.before, s.after) for s in spans if s.t0 < duration_s)
 
 
-def label_at(spans: Sequence[Span], t_s: float) -> str | None:
-    """Return the true label at `t_s` seconds; None where there is none."""
-    return next((span.label for span in spans if span.t0 <= t_s < span.t1), None)
+def label_changes(samples: Samples, seq0: int, previous: int | None) -> tuple[LabelChange, ...]:
+    """Return where the label changes.
 
-
-def label_changes(samples: Samples, previous: int | None) -> tuple[LabelChange, ...]:
-    """Return where the label changes. `previous`: the label index before `samples`, None at the start."""
+    `seq0`: number of the first of `samples`. `previous`: the label index before them, None at the start.
+    """
     if not len(samples.labels):
         return ()
     first = [0] if previous is None or samples.labels[0] != previous else []
     at = [*first, *(np.flatnonzero(np.diff(samples.labels)) + 1).tolist()]
-    return tuple(LabelChange(int(samples.t_ns[i]), label_name(int(samples.labels[i]))) for i in at)
+    return tuple(LabelChange(seq0 + i, int(samples.t_ns[i]), label_name(int(samples.labels[i]))) for i in at)
 
 
 def label_name(index: int) -> str | None:
@@ -476,8 +347,10 @@ class Simulator:
             values, labels = self._evaluate(t, second, span)
             spread = np.clip(self._device_rng.standard_normal(len(t)) * self._imperfections.jitter_s, *self._slack)
             arrives = self._device_rng.random(len(t)) >= self._imperfections.drop_rate
+            if first == 0:
+                spread[0] = max(spread[0], 0.0)
             t_ns = np.rint((t + spread) * _SECOND).astype(np.int64)
-            yield _Block(first, t_ns - min(0, int(t_ns[0])), values, labels, arrives)
+            yield _Block(first, t_ns, values, labels, arrives)
             first = last
             if first >= self.total:
                 return
@@ -497,11 +370,11 @@ class Simulator:
             {name: rng.standard_normal(3) for name in postures},
             rng.standard_normal(len(CHANNELS)) * _BIAS,
         )
-        white = rng.standard_normal((_RESPONSE, len(CHANNELS)))
+        white = rng.standard_normal((RESPONSE, len(CHANNELS)))
         start = 0
         while True:
             after = self._next_knot(knot)
-            white = np.concatenate([white[-_RESPONSE:], rng.standard_normal((FIT_RATE_HZ, len(CHANNELS)))])
+            white = np.concatenate([white[-RESPONSE:], rng.standard_normal((FIT_RATE_HZ, len(CHANNELS)))])
             now = _Second(start, knot, after, phase, white)
             yield now
             phase = {name: float(self._phase(name, now, np.ones(1))[0]) % 1.0 for name in GAITS}
@@ -584,7 +457,7 @@ class Simulator:
         """Return coloured noise (n, 6) at `t` (n,), one fitted sample late: it never needs the future."""
         if name not in self._responses:
             self._responses[name] = residual.response()[:, ::-1] * self._imperfections.noise
-        windows = np.lib.stride_tricks.sliding_window_view(second.white, _RESPONSE, axis=0)
+        windows = np.lib.stride_tricks.sliding_window_view(second.white, RESPONSE, axis=0)
         grid = np.einsum("tck,ck->tc", windows, self._responses[name])
         at = (t - second.start) * FIT_RATE_HZ
         below = np.minimum(at.astype(np.int64), FIT_RATE_HZ - 1)

@@ -33,11 +33,11 @@ class Histogram:
 
     def quantile_ns(self, q: float) -> float:
         """Return the duration that a share `q` (0 to 1) of all does not exceed; NaN of none."""
-        rank = q * (self.count - 1)
+        rank = max(1, math.ceil(q * self.count))
         seen = 0
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
-            if seen > rank:
+            if seen >= rank:
                 return float(min(2 ** ((bucket + 0.5) / _PER_OCTAVE), self.max_ns))
         return math.nan
 

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from agent.core.normalise import Normalisation
+from agent.core.timeline import MAX_RATE_HZ, MIN_RATE_HZ
 from agent.errors import ModelContractError
-from agent.records import CHANNELS, Float32Array
+from agent.records import CHANNELS, UNKNOWN, Float32Array
 
 SCHEMA = 1
 """The manifest schema that this version reads and writes."""
@@ -20,8 +21,7 @@ SIZE_CAPS = {".onnx": 8 << 20, ".npz": 4 << 20, ".md": 256 << 10}
 """Largest size that is read, per suffix: far above any bundle for a board, far below what exhausts one."""
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """What one window is. `hop` is the default distance between windows, in samples."""
 
     rate_hz: float = 50.0
@@ -32,8 +32,7 @@ class Input:
     gyro_unit: str = "rad/s"
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """What the encoder makes of one window, and what would be sent in its place."""
 
     shape: tuple[int, ...]
@@ -41,16 +40,14 @@ class Code:
     bytes: int
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """One file of the bundle."""
 
     sha256: str
     bytes: int
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """How logits and reconstruction errors are read.
 
     `temperature` divides the logits before softmax (Guo et al., ICML 2017). A window whose novelty exceeds
@@ -59,11 +56,10 @@ class Calibration:
 
     temperature: float
     novelty_threshold: float
-    novelty_quantiles: Mapping[str, float] = field(default_factory=dict)
+    novelty_quantiles: Mapping[str, float] = {}
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """A bundle's description; `training` and `metrics` are for people and are not interpreted."""
 
     name: str
@@ -75,13 +71,12 @@ class Manifest:
     code: Code
     calibration: Calibration
     files: Mapping[str, FileEntry]
-    training: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = {}
+    metrics: Mapping[str, Any] = {}
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(NamedTuple):
     """A manifest with the bytes of its files, each already checked against its hash."""
 
     manifest: Manifest
@@ -96,7 +91,10 @@ class Bundle:
 
 def dump(manifest: Manifest) -> bytes:
     """Return the manifest as the bytes of `manifest.json`."""
-    raw = asdict(manifest)
+    raw = manifest._asdict()
+    for part in ("input", "code", "calibration"):
+        raw[part] = raw[part]._asdict()
+    raw["files"] = {name: entry._asdict() for name, entry in manifest.files.items()}
     raw["normalisation"] = {
         "mean": [float(x) for x in manifest.normalisation.mean],
         "std": [float(x) for x in manifest.normalisation.std],
@@ -117,11 +115,11 @@ def parse(data: bytes) -> Manifest:
     """
     try:
         raw = json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ModelContractError(f"manifest.json is not JSON: {e}") from e
     if not isinstance(raw, dict):
         raise ModelContractError("manifest.json does not hold an object")
-    if raw.get("schema") != SCHEMA:
+    if type(raw.get("schema")) is not int or raw["schema"] != SCHEMA:
         raise ModelContractError(
             f"manifest.json has schema version {raw.get('schema')!r}; this agent reads {SCHEMA}. "
             "Install an agent that knows it, or a bundle made for this one"
@@ -135,12 +133,12 @@ def parse(data: bytes) -> Manifest:
 
 
 def _manifest(raw: dict[str, Any]) -> Manifest:
-    labels = tuple(str(x) for x in raw["labels"])
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise ValueError("labels must be at least two distinct names")
+    labels = tuple(_name(x, "labels") for x in _list(raw["labels"], "labels"))
+    if len(labels) < 2 or len(set(labels)) != len(labels) or UNKNOWN in labels:
+        raise ValueError(f"labels must be at least two distinct names, none of them {UNKNOWN!r}")
     given, norm, code, calibration = raw["input"], raw["normalisation"], raw["code"], raw["calibration"]
     entry = Input(
-        rate_hz=float(given["rate_hz"]),
+        rate_hz=_number(given["rate_hz"], "input.rate_hz"),
         window=_positive(given["window"], "input.window"),
         hop=_positive(given["hop"], "input.hop"),
         channels=tuple(given["channels"]),
@@ -149,7 +147,7 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
     )
     if entry.channels != CHANNELS or (entry.acc_unit, entry.gyro_unit) != ("g", "rad/s"):
         raise ValueError(f"input must be {', '.join(CHANNELS)} in g and rad/s")
-    if not 1 <= entry.rate_hz <= 1000 or entry.hop > entry.window or entry.window > 4096:
+    if not MIN_RATE_HZ <= entry.rate_hz <= MAX_RATE_HZ or entry.hop > entry.window or entry.window > 4096:
         raise ValueError("input.rate_hz, window and hop do not fit each other")
     shape = tuple(_positive(n, "code.shape") for n in code["shape"])
     if code["dtype"] != "int8" or int(np.prod(shape)) != code["bytes"]:
@@ -158,13 +156,14 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         str(name): FileEntry(str(f["sha256"]), _positive(f["bytes"], f"files.{name}.bytes"))
         for name, f in raw["files"].items()
     }
-    temperature, threshold = float(calibration["temperature"]), float(calibration["novelty_threshold"])
+    temperature = _number(calibration["temperature"], "calibration.temperature")
+    threshold = _number(calibration["novelty_threshold"], "calibration.novelty_threshold")
     if not (0 < temperature < 100 and threshold > 0):
         raise ValueError("calibration.temperature and novelty_threshold must be positive")
     return Manifest(
-        name=str(raw["name"]),
-        version=str(raw["version"]),
-        created=str(raw["created"]),
+        name=_name(raw["name"], "name"),
+        version=_name(raw["version"], "version"),
+        created=_name(raw["created"], "created"),
         labels=labels,
         input=entry,
         normalisation=Normalisation(_float32(norm["mean"]), _float32(norm["std"])),
@@ -184,6 +183,24 @@ def _float32(values: Any) -> Float32Array:
     array = np.asarray(values, np.float64)
     # Beyond the range of float32, the cast would give infinity and a warning.
     return np.where(np.abs(array) < 1e30, array, np.inf).astype(np.float32)
+
+
+def _list(value: object, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{name} must be a list, not {value!r}")
+    return value
+
+
+def _name(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 64:
+        raise ValueError(f"{name} must be 1 to 64 printable characters")
+    return value
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
 
 
 def _positive(value: object, name: str) -> int:

@@ -1,37 +1,31 @@
 """Per-channel standardisation: the one definition of the model's input, shared by training and serving."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from agent.records import CHANNELS, Float32Array
 
 
-@dataclass(frozen=True)
 class Normalisation:
     """x -> (x - mean) * (1 / std), float32, per channel.
 
     `mean`, `std`: float32 (6,), in g and rad/s, fitted once on the training recordings and shipped in the bundle.
     """
 
-    mean: Float32Array
-    std: Float32Array
-    # As wide as a whole window, by its length: broadcasting six numbers at a time costs twenty times as much.
-    _tiled: dict[int, tuple[Float32Array, Float32Array]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
-    def __post_init__(self) -> None:
+    def __init__(self, mean: Float32Array, std: Float32Array) -> None:
         """Refuse what cannot normalise.
 
         Raises:
             ValueError: a shape other than (6,), a value that is not finite, or a std that is not positive.
         """
-        for name, x in (("mean", self.mean), ("std", self.std)):
+        for name, x in (("mean", mean), ("std", std)):
             if x.shape != (len(CHANNELS),) or not np.isfinite(x).all():
                 raise ValueError(f"{name} must be {len(CHANNELS)} finite numbers")
-        if not (self.std > 0).all():
+        if not (std > 0).all():
             raise ValueError("std must be positive")
+        self.mean = mean
+        self.std = std
+        # As wide as a whole window, by its length: broadcasting six numbers at a time costs twenty times as much.
+        self._tiled: dict[int, tuple[Float32Array, Float32Array]] = {}
 
     def apply(self, windows: Float32Array, out: Float32Array | None = None) -> Float32Array:
         """Return float32 `windows` (B, window, 6) normalised; `out` may be `windows` itself."""

@@ -6,7 +6,6 @@ are those of `onnx.proto` (ONNX IR version 3 and later); wire types are those of
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from agent.errors import ModelContractError
 
@@ -18,14 +17,14 @@ _EXTERNAL = 1
 """TensorProto.DataLocation.EXTERNAL."""
 
 
-@dataclass
 class OnnxSummary:
     """Operators as (domain, op type), imported opsets by domain, and whether any tensor lies outside the file."""
 
-    operators: set[tuple[str, str]] = field(default_factory=set)
-    opsets: dict[str, int] = field(default_factory=dict)
-    external_data: bool = False
-    functions: bool = False
+    def __init__(self) -> None:
+        self.operators: set[tuple[str, str]] = set()
+        self.opsets: dict[str, int] = {}
+        self.external_data = False
+        self.functions = False
 
 
 def summarise(model: bytes) -> OnnxSummary:

@@ -2,58 +2,95 @@
 
 A window is scored by the label at its centre. Delay is measured for each onset, the moment at which the recording's
 label becomes another one: the end of the first window after it whose decided activity is that label, less the onset. An
-onset whose label is not decided before the next onset is missed.
+onset whose label is not decided before the next onset is missed. Delays are kept in a histogram, so that the memory
+does not grow with the recording: their quantiles are within 2 %.
 """
 
-import math
-from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agent.records import LabelChange, Prediction
+from agent.core.histogram import Histogram
+from agent.records import Event, Gap, LabelChange, Prediction, SampleBatch
 
 
-class _Truth:
-    """The labels of one stream, in the order of time, forgotten once no window can ask for them."""
+class _Changes:
+    """Label changes of one stream, in the order of its samples; those after a gap are held back until it is passed.
+
+    Times alone cannot tell: a clock that was set back takes the same time twice.
+    """
 
     def __init__(self) -> None:
-        self._changes: deque[LabelChange] = deque()
-        self._current: str | None = None
+        self._waiting: deque[LabelChange] = deque()
+        self._gaps: deque[int] = deque()
 
     def add(self, changes: Sequence[LabelChange]) -> None:
-        self._changes.extend(changes)
+        self._waiting.extend(changes)
 
-    def at(self, t_ns: int) -> str | None:
-        """The label at `t_ns`, which never goes back."""
-        while self._changes and self._changes[0].t_ns <= t_ns:
-            self._current = self._changes.popleft().label
-        return self._current
+    def expect(self, gap: Gap) -> None:
+        self._gaps.append(gap.seq)
+
+    def due(self, t_ns: int) -> Iterator[LabelChange]:
+        """Yield the changes up to `t_ns`, before the next gap."""
+        while self._waiting and self._waiting[0].t_ns <= t_ns and not self._is_after_gap():
+            yield self._waiting.popleft()
+
+    def pass_gap(self) -> Iterator[LabelChange]:
+        """Yield what is left before the next gap, and pass it."""
+        while self._waiting and not self._is_after_gap():
+            yield self._waiting.popleft()
+        self._gaps.popleft()
+
+    def _is_after_gap(self) -> bool:
+        return bool(self._gaps) and self._waiting[0].seq >= self._gaps[0]
 
 
-class _Onsets:
-    """Onsets of one stream, and how long each took to be decided."""
+class _Stream:
+    """The labels of one stream: what it is at a window's centre, and which onsets wait to be decided."""
 
-    def __init__(self, delays_ns: list[int]) -> None:
-        self._pending: deque[LabelChange] = deque()
+    def __init__(self, delays: Histogram) -> None:
+        self._at_centre, self._at_end = _Changes(), _Changes()
+        self._label: str | None = None
         self._last: str | None = None
-        self._delays_ns = delays_ns
-        self.count = 0
+        self._open: LabelChange | None = None
+        self._delays = delays
+        self.onsets = 0
 
     def add(self, changes: Sequence[LabelChange]) -> None:
-        for change in changes:
-            if change.label is None:
-                continue
-            # What a recording begins with is no change of activity.
-            if change.label != self._last and self._last is not None:
-                self._pending.append(change)
-                self.count += 1
-            self._last = change.label
+        self._at_centre.add(changes)
+        self._at_end.add(changes)
 
-    def decided(self, t_ns: int, activity: str) -> None:
-        while len(self._pending) > 1 and self._pending[1].t_ns <= t_ns:
-            self._pending.popleft()
-        if self._pending and self._pending[0].t_ns <= t_ns and self._pending[0].label == activity:
-            self._delays_ns.append(t_ns - self._pending.popleft().t_ns)
+    def expect(self, gap: Gap) -> None:
+        self._at_centre.expect(gap)
+        self._at_end.expect(gap)
+
+    def pass_gap(self) -> None:
+        for change in self._at_centre.pass_gap():
+            self._label = change.label
+        for change in self._at_end.pass_gap():
+            self._take_onset(change)
+        # Across a gap no delay can be measured: what is open is missed.
+        self._open = None
+
+    def score(self, prediction: Prediction) -> str | None:
+        """Return the label at the window's centre; measure the delay of an onset that this decision ends."""
+        for change in self._at_centre.due((prediction.t0_ns + prediction.t1_ns) // 2):
+            self._label = change.label
+        for change in self._at_end.due(prediction.t1_ns):
+            self._take_onset(change)
+        if self._open and self._open.label == prediction.activity:
+            self._delays.add(prediction.t1_ns - self._open.t_ns)
+            self._open = None
+        return self._label
+
+    def _take_onset(self, change: LabelChange) -> None:
+        if change.label is None:
+            return
+        # What a recording begins with is no change of activity.
+        if change.label != self._last and self._last is not None:
+            self._open = change
+            self.onsets += 1
+        self._last = change.label
 
 
 class Scorecard:
@@ -62,42 +99,45 @@ class Scorecard:
     def __init__(self, labels: Sequence[str]) -> None:
         """`labels`: the model's."""
         self._labels = tuple(labels)
-        self._truth: defaultdict[str, _Truth] = defaultdict(_Truth)
-        self._delays_ns: list[int] = []
-        self._onsets: dict[str, _Onsets] = {}
+        self._delays = Histogram()
+        self._streams: dict[str, _Stream] = {}
         self._finished_onsets = 0
         self._confusion: Counter[tuple[str, str]] = Counter()
         self._decided_right = 0
         self.windows = 0
         self.unknown = 0
 
-    def truth(self, stream: str, changes: Sequence[LabelChange]) -> None:
-        """Take label changes of a stream; they must come before the predictions whose windows they label."""
-        if changes:
-            self._truth[stream].add(changes)
-            if stream not in self._onsets:
-                self._onsets[stream] = _Onsets(self._delays_ns)
-            self._onsets[stream].add(changes)
+    def take(self, batches: Sequence[SampleBatch], events: Sequence[Event]) -> list[tuple[Prediction, str | None]]:
+        """Score what came of a turn; return its predictions, each with the recording's label for it, None without."""
+        for batch in batches:
+            if batch.truth:
+                self._streams.setdefault(batch.stream, _Stream(self._delays)).add(batch.truth)
+        gaps = [e for e in events if isinstance(e, Gap) and e.stream in self._streams]
+        for gap in gaps:
+            self._streams[gap.stream].expect(gap)
+        scored = []
+        for event in events:
+            if isinstance(event, Gap) and event.stream in self._streams:
+                self._streams[event.stream].pass_gap()
+            elif isinstance(event, Prediction):
+                scored.append((event, self._score(event)))
+        return scored
 
-    def add(self, prediction: Prediction) -> str | None:
-        """Score one prediction; return the recording's label for it, None if it has none."""
-        p = prediction
+    def _score(self, p: Prediction) -> str | None:
         self.windows += 1
         self.unknown += not p.known
-        truth = self._truth[p.stream].at((p.t0_ns + p.t1_ns) // 2)
+        stream = self._streams.get(p.stream)
+        truth = stream.score(p) if stream else None
         if truth is not None:
             self._confusion[truth, p.label] += 1
             self._decided_right += p.activity == truth
-        if p.stream in self._onsets:
-            self._onsets[p.stream].decided(p.t1_ns, p.activity)
         return truth
 
-    def end_stream(self, stream: str) -> None:
+    def end_stream(self, name: str) -> None:
         """Forget a stream's labels: another recording may use its name again."""
-        self._truth.pop(stream, None)
-        onsets = self._onsets.pop(stream, None)
-        if onsets:
-            self._finished_onsets += onsets.count
+        stream = self._streams.pop(name, None)
+        if stream:
+            self._finished_onsets += stream.onsets
 
     @property
     def labelled(self) -> int:
@@ -112,8 +152,13 @@ class Scorecard:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, for JSON."""
-        names = [*self._labels, *sorted({t for t, _ in self._confusion} - set(self._labels))]
-        classes = {name: self._class(name) for name in names}
+        support: Counter[str] = Counter()
+        predicted: Counter[str] = Counter()
+        for (truth, label), n in self._confusion.items():
+            support[truth] += n
+            predicted[label] += n
+        names = [*self._labels, *sorted(set(support) - set(self._labels))]
+        classes = {name: self._class(name, support[name], predicted[name]) for name in names}
         scored = [c["f1"] for c in classes.values() if c["support"]]
         unknown_to_model = {n: classes[n]["support"] for n in names if n not in self._labels}
         return {
@@ -129,9 +174,7 @@ class Scorecard:
             "onsets": self._onset_summary(),
         }
 
-    def _class(self, name: str) -> dict[str, Any]:
-        support = sum(n for (truth, _), n in self._confusion.items() if truth == name)
-        predicted = sum(n for (_, label), n in self._confusion.items() if label == name)
+    def _class(self, name: str, support: int, predicted: int) -> dict[str, Any]:
         right = self._confusion[name, name]
         return {
             "precision": right / predicted if predicted else None,
@@ -141,16 +184,11 @@ class Scorecard:
         }
 
     def _onset_summary(self) -> dict[str, Any]:
-        count = self._finished_onsets + sum(o.count for o in self._onsets.values())
-        delays = sorted(d / 1e9 for d in self._delays_ns)
+        count = self._finished_onsets + sum(s.onsets for s in self._streams.values())
+        delay = {f"delay_{name}_s": self._delays.quantile_ns(q) / 1e9 for name, q in (("median", 0.5), ("p90", 0.9))}
+        known = self._delays.count > 0
         return {
             "count": count,
-            "missed": count - len(delays),
-            "delay_median_s": _quantile(delays, 0.5),
-            "delay_p90_s": _quantile(delays, 0.9),
+            "missed": count - self._delays.count,
+            **{name: round(seconds, 2) if known else None for name, seconds in delay.items()},
         }
-
-
-def _quantile(ordered: Sequence[float], q: float) -> float | None:
-    """The smallest value that a share `q` does not exceed."""
-    return ordered[max(math.ceil(q * len(ordered)) - 1, 0)] if ordered else None

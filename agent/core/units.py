@@ -31,7 +31,7 @@ def likelier_acc_unit(values: Float32Array, declared: str) -> str | None:
     `values`: float32 (n, 6), already converted from `declared` to g. A worn or resting sensor reads about 1 g most of
     the time, so the median magnitude tells g from m/s², which are a factor of 9.8 apart.
     """
-    magnitude = float(np.median(np.linalg.norm(values[:, :3], axis=1)))
+    magnitude = float(np.sort(np.linalg.norm(values[:, :3], axis=1))[len(values) // 2])
     if declared == "g" and 6.0 < magnitude < 16.0:
         return "m/s2"
     if declared == "m/s2" and 0.06 < magnitude < 0.16:

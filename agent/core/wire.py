@@ -62,8 +62,12 @@ def activity_message(change: ActivityChange) -> dict[str, Any]:
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """Compact JSON, UTF-8, without a line end."""
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Compact JSON, UTF-8, without a line end.
+
+    What is no Unicode, such as bytes of a file name, becomes an escape that JSON knows.
+    """
+    text = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 CSV_COLUMNS = (
@@ -84,8 +88,10 @@ CSV_COLUMNS = (
 
 def csv_row(prediction: Prediction) -> tuple[str | int | float | bool, ...]:
     """Return one prediction as values for `CSV_COLUMNS`."""
-    message = prediction_message(prediction, ("",) * len(prediction.scores))
-    return tuple(message[name] for name in CSV_COLUMNS)
+    p = prediction
+    confidence, novelty = round(p.confidence, _DIGITS), _significant(p.novelty)
+    times = p.t0_ns / 1e9, p.t1_ns / 1e9
+    return (p.stream, p.seq, *times, p.label, confidence, novelty, p.known, p.activity, p.origin.value, p.model)
 
 
 def _significant(x: float) -> float:
@@ -104,9 +110,10 @@ def recording_rows(batch: SampleBatch, label: str | None) -> tuple[str, str | No
 
     Times to the microsecond, values to 1e-5 g or rad/s: finer than any sensor that is read here.
     """
-    changes = {change.t_ns: change.label for change in batch.truth}
+    changes = {change.seq: change.label for change in batch.truth}
     lines = []
-    for t_ns, (a, b, c, d, e, f) in zip(batch.t_ns.tolist(), batch.values.tolist(), strict=True):
-        label = changes.get(t_ns, label)
+    samples = zip(batch.t_ns.tolist(), batch.values.tolist(), strict=True)
+    for seq, (t_ns, (a, b, c, d, e, f)) in enumerate(samples, batch.seq0):
+        label = changes.get(seq, label)
         lines.append(f"{t_ns / 1e9:.6f},{a:.5f},{b:.5f},{c:.5f},{d:.5f},{e:.5f},{f:.5f},{label or ''}\n")
     return "".join(lines), label

@@ -2,10 +2,12 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 
+from agent.errors import InferenceError
 from agent.pipeline import Pipeline
 from agent.ports import Clock, Model, Sink, Source
-from agent.records import BadFrame, Event, Float32Array, Loss, Prediction, SampleBatch, Scores, Timings, Turn
+from agent.records import BadFrame, Event, Float32Array, Loss, Prediction, SampleBatch, Scores, Timings, Turn, Unscored
 
 
 class TimedModel:
@@ -31,14 +33,22 @@ class Engine:
     """Moves what the source has through the pipeline to the sinks, one `turn` at a time."""
 
     def __init__(
-        self, source: Source, pipeline: Pipeline, sinks: Sequence[Sink], clock: Clock, model: TimedModel
+        self,
+        source: Source,
+        pipeline: Pipeline,
+        sinks: Sequence[Sink],
+        clock: Clock,
+        model: TimedModel,
+        max_failures: int = 3,
     ) -> None:
-        """`model`: the one inside `pipeline`."""
+        """`model`: the one inside `pipeline`. `max_failures`: turns in a row in which it may fail."""
         self._source = source
         self._pipeline = pipeline
         self._sinks = sinks
         self._clock = clock
         self._model = model
+        self._max_failures = max_failures
+        self._failures = 0
         self.bad: defaultdict[str, Counter[Loss]] = defaultdict(Counter)
         """Frames that could not be decoded, by stream and reason."""
 
@@ -47,7 +57,7 @@ class Engine:
 
         Raises:
             InputError, SourceUnavailable: from the source.
-            InferenceError: from the model.
+            InferenceError: the model has failed in too many turns in a row.
             OutputError, SinkUnavailable: from a sink.
         """
         decoded = self._source.poll(timeout_s)
@@ -65,25 +75,42 @@ class Engine:
         turn = Turn(batches, bad, events, timings)
         for sink in self._sinks:
             sink.write(turn)
+        self._count_failures(events)
         return turn
 
     def close(self) -> None:
-        """Stop from upstream to downstream: the source, then the sinks, in order."""
-        self._source.close()
-        for sink in self._sinks:
-            sink.close()
+        """Stop from upstream to downstream: the source, then the sinks, in order; all of them, even if one fails."""
+        with ExitStack() as closing:
+            for sink in reversed(self._sinks):
+                closing.callback(sink.close)
+            closing.callback(self._source.close)
+
+    def _count_failures(self, events: Sequence[Event]) -> None:
+        failed = next((e for e in events if isinstance(e, Unscored)), None)
+        if failed is not None:
+            self._failures += 1
+            if self._failures >= self._max_failures:
+                raise InferenceError(failed.reason)
+        elif any(isinstance(e, Prediction) for e in events):
+            self._failures = 0
 
     def _timings(
         self, batches: Sequence[SampleBatch], events: Sequence[Event], start_ns: int, infer_ns: int
     ) -> dict[tuple[str, int], Timings]:
-        received = {b.stream: b.t_rx_ns for b in batches if b.t_rx_ns is not None}
-        if not received:
+        """Time each prediction from when the batch came that completed its window."""
+        arrivals: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        for b in batches:
+            if b.t_rx_ns is not None and len(b.t_ns):
+                arrivals[b.stream].append((int(b.t_ns[-1]), b.t_rx_ns))
+        if not arrivals:
             return {}
-        now_ns = self._clock.monotonic_ns()
-        return {
-            (e.stream, e.seq): Timings(
-                e.stream, e.seq, start_ns - received[e.stream], infer_ns, now_ns - received[e.stream]
-            )
-            for e in events
-            if isinstance(e, Prediction) and e.stream in received
-        }
+        now_ns, period_ns = self._clock.monotonic_ns(), self._pipeline.period_ns
+        timings = {}
+        for e in events:
+            if isinstance(e, Prediction) and e.stream in arrivals:
+                came = arrivals[e.stream]
+                received_ns = next((rx for last, rx in came if last >= e.t1_ns - period_ns), came[-1][1])
+                timings[e.stream, e.seq] = Timings(
+                    e.stream, e.seq, received_ns, start_ns - received_ns, infer_ns, now_ns - received_ns
+                )
+        return timings

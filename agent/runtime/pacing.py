@@ -63,5 +63,5 @@ def _cut(batch: SampleBatch) -> Iterator[SampleBatch]:
     steps = (batch.t_ns - batch.t_ns[0]) // _STEP_NS
     edges = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
     for a, b in pairwise(edges):
-        truth = tuple(c for c in batch.truth if batch.t_ns[a] <= c.t_ns <= batch.t_ns[b - 1])
+        truth = tuple(c for c in batch.truth if a <= c.seq - batch.seq0 < b)
         yield SampleBatch(batch.stream, batch.t_ns[a:b], batch.values[a:b], batch.seq0 + a, batch.t_rx_ns, truth)

@@ -51,6 +51,8 @@ class ReaderThread:
         """
         self._stopping.set()
         self._queue.close()
+        if self._thread.ident is None:
+            self._source.close()
         if not self._thread.is_alive():
             return
         self._thread.join(_JOIN_S)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_a_bundle_that_is_not_there_is_named_with_those_that_are(name):
         find_bundle(name or "no/such")
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None])
+@pytest.mark.parametrize("schema", [0, 2, "1", None, True, 1.0])
 def test_an_unknown_schema_version_is_refused(bundle, schema):
     edit_manifest(bundle, lambda raw: raw.update(schema=schema))
 
@@ -126,7 +127,7 @@ def test_a_file_that_the_manifest_does_not_list_is_not_there(bundle):
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["../escape.onnx", "run.sh", "sub/encoder.onnx"])
+@pytest.mark.parametrize("name", ["../escape.onnx", "run.sh", "sub/encoder.onnx", "a\0.onnx", "\ud800.md"])
 def test_a_file_name_outside_of_the_contract_is_refused(bundle, name):
     edit_manifest(bundle, lambda raw: raw["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
 
@@ -231,12 +232,19 @@ def test_graphs_that_were_swapped_are_refused(bundle):
         (lambda raw: raw["input"].update(acc_unit="m/s2"), "input must be"),
         (lambda raw: raw["input"].update(hop=0), "hop must be a positive whole number"),
         (lambda raw: raw["input"].update(hop=500), "do not fit"),
-        (lambda raw: raw["input"].update(rate_hz=float("nan")), "do not fit"),
+        (lambda raw: raw["input"].update(rate_hz=float("nan")), "finite number"),
+        (lambda raw: raw["input"].update(rate_hz=1000), "do not fit"),
+        (lambda raw: raw["input"].update(rate_hz="50"), "finite number"),
         (lambda raw: raw["normalisation"].update(std=[0, 1, 1, 1, 1, 1]), "std must be positive"),
         (lambda raw: raw["normalisation"].update(mean=[1, 2]), "mean must be 6 finite numbers"),
         (lambda raw: raw["code"].update(dtype="float32"), "code must be int8"),
         (lambda raw: raw["calibration"].update(temperature=0), "must be positive"),
-        (lambda raw: raw["calibration"].update(novelty_threshold=float("nan")), "must be positive"),
+        (lambda raw: raw["calibration"].update(novelty_threshold=float("inf")), "finite number"),
+        (lambda raw: raw.update(labels="walking"), "must be a list"),
+        (lambda raw: raw["labels"].append("unknown"), "none of them 'unknown'"),
+        (lambda raw: raw["labels"].append("a\nb"), "printable"),
+        (lambda raw: raw["labels"].append("\ud800"), "printable"),
+        (lambda raw: raw.update(name=""), "printable"),
         (lambda raw: raw.update(files=[]), r"manifest\.json"),
     ],
 )
@@ -247,7 +255,7 @@ def test_a_manifest_that_makes_no_sense_is_refused(bundle, change, says):
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])
 def test_a_manifest_that_is_no_object_is_refused(bundle, text):
     (bundle / "manifest.json").write_text(text)
 
@@ -296,6 +304,23 @@ def test_golden_vectors_that_do_not_fit_are_refused(bundle, changes, says):
 
     with pytest.raises(ModelContractError, match=says):
         read_golden(load_bundle(bundle))
+
+
+def test_golden_vectors_that_unpack_to_too_much_are_refused_before_they_are_unpacked(bundle):
+    out = io.BytesIO()
+    np.savez_compressed(out, window=np.zeros((20 << 20,), np.int8))
+    replace_file(bundle, "golden.npz", out.getvalue())
+
+    with pytest.raises(ModelContractError, match="unpacks to"):
+        read_golden(load_bundle(bundle))
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(bundle):
+    (bundle / "encoder.onnx").unlink()
+    os.mkfifo(bundle / "encoder.onnx")
+
+    with pytest.raises(ModelContractError, match="is not a file"):
+        load_bundle(bundle)
 
 
 def test_golden_vectors_that_cannot_be_read_are_refused(bundle):

@@ -32,7 +32,7 @@ def turn(seq: int, device: str = "waist-07") -> Turn:
         model="m@0",
     )
     change = ActivityChange(device, 2_560_000_000, "walking", None, 0.9)
-    timings = {(device, seq): Timings(device, seq, 1_000_000, 2_000_000, 4_000_000)}
+    timings = {(device, seq): Timings(device, seq, 0, 1_000_000, 2_000_000, 4_000_000)}
     return Turn((), (), (prediction, change), timings)
 
 

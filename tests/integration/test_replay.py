@@ -160,6 +160,8 @@ def test_min_accuracy_of_no_labels_is_a_no(tmp_path):
         ((HEADER.replace("acc_unit: g", "acc_unit: ft/s2") + COLUMNS + rows(10)).encode(), "one of g, m/s2"),
         ((HEADER.replace("acc_unit: g", "acc_unit: m/s2") + COLUMNS + rows(200)).encode(), "its size is that of g"),
         ((HEADER + COLUMNS + "nan,inf,a,b,c,d,e,f\n" * 200).encode(), "more than 100 rows cannot be read"),
+        ((HEADER + COLUMNS + rows(200, t0=1.7e12)).encode(), "is t in seconds?"),
+        (gzip.compress(GOOD.encode())[:5], "cut short"),
         ((HEADER + COLUMNS + rows(300, 1)).encode(), "samples come at 1 Hz"),
         ((HEADER + COLUMNS + rows(30_000, 10_000)).encode(), "samples come at 1e+04 Hz"),
         (gzip.compress((GOOD * 50).encode())[:-200], "cut short"),
@@ -193,7 +195,7 @@ def test_what_came_before_a_cut_is_replayed_and_counted(tmp_path):
         GOOD.replace("\n", "\r\n"),
         GOOD.replace("\n", "\r"),
         "".join(line + ("\r\n" if i % 2 else "\n") for i, line in enumerate(GOOD.splitlines())),
-        HEADER + COLUMNS + rows(400).replace("nothing", ""),
+        HEADER + COLUMNS + rows(400).replace("0.01,", " 0.01 ,"),
     ],
 )
 def test_text_of_any_habit_gives_the_same_labels(tmp_path, good, content):
@@ -280,6 +282,74 @@ def test_a_report_into_a_folder_that_is_not_there_is_74(good, tmp_path):
     refused(har_agent("replay", good, "--report", tmp_path / "no" / "r.json"), 74, "cannot be written")
 
 
+def test_no_recording_is_ever_overwritten(good, tmp_path):
+    link = tmp_path / "link.csv"
+    link.symlink_to(good)
+
+    for args in (["--out", good], ["--out", link], ["--report", good], ["--out", "x", "--report", "./x"]):
+        refused(har_agent("replay", good, *args, cwd=tmp_path), 2, "would be overwritten")
+    assert good.read_text() == GOOD
+
+
+def test_a_mistake_leaves_what_was_written_before(good, tmp_path):
+    out = tmp_path / "labels.jsonl"
+    out.write_text("yesterday\n")
+
+    assert har_agent("replay", tmp_path / "none.csv", "--out", out).returncode == 69
+    assert har_agent("replay", good, "--hop", "300", "--out", out).returncode == 78
+    assert out.read_text() == "yesterday\n"
+
+
+def test_standard_input_is_read_from_where_it_stands(good):
+    with good.open("rb") as f:
+        os.lseek(f.fileno(), len(HEADER), os.SEEK_SET)
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", "replay", "-"], stdin=f, capture_output=True, check=False, timeout=60
+        )
+
+    refused(done, 65, "does not say its acc_unit")
+
+
+def test_names_of_any_bytes_and_any_locale_are_written(good, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/w\xe9.csv"
+    with open(odd, "wb") as f:  # noqa: PTH123  a name that is no text
+        f.write(GOOD.replace("waist-07", "wäist").encode())
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-m", "agent", "replay", odd], capture_output=True, env=env, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["device"] == "wäist"
+
+
+def test_a_closed_standard_stream_is_a_sentence(good):
+    def shell(line):
+        command = f"{sys.executable} -m agent {line}"
+        return subprocess.run(command, shell=True, capture_output=True, check=False, timeout=60)
+
+    refused(shell(f"replay {good} >&-"), 74, "closed")
+    refused(shell("replay - <&-"), 69, "standard input is closed")
+    refused(shell("models list >/dev/full"), 74, "No space left")
+    assert shell(f"replay {good} 2>/dev/full").returncode == 0
+
+
+def test_a_name_that_no_file_can_have_is_unavailable(good):
+    refused(har_agent("replay", "x" * 300), 69, "too long")
+    refused(har_agent("replay", good, "--model", "x" * 300), 78, "no model bundle")
+
+
+def test_a_report_adds_up_when_a_recording_is_given_up(tmp_path):
+    path, report = tmp_path / "bad.csv", tmp_path / "report.json"
+    lines = rows(6000).splitlines(keepends=True)
+    path.write_text(HEADER + COLUMNS + "".join("x\n" + line if i % 40 == 39 else line for i, line in enumerate(lines)))
+    done = har_agent("replay", path, "--report", report)
+
+    refused(done, 65, "more than 100 rows")
+    got = json.loads(report.read_text())
+    (recording,) = got["recordings"]
+    assert got["windows"] == recording["windows"] == len(done.stdout.splitlines())
+    assert recording["bad_rows"] == recording["losses"]["wrong_number_of_columns"] > 100
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -290,6 +360,12 @@ def test_a_report_into_a_folder_that_is_not_there_is_74(good, tmp_path):
         ["--max-bad-rows", "-1"],
         ["--nonsense"],
         ["--hop", "many"],
+        ["--hop", "0"],
+        ["--smoothing-s", "-1"],
+        ["--rate-hz", "nan"],
+        ["--rate-hz", "-50"],
+        ["--acc-unit", "furlong"],
+        ["--device", "a\nb"],
     ],
 )
 def test_wrong_usage_is_2(good, args):

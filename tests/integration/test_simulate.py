@@ -12,15 +12,21 @@ from agent.adapters.recording import RecordingSource
 from agent.adapters.simulated_imu import SimulatedImu
 from agent.app.simulate import SimulateSettings, simulate
 from agent.cli import build
+from agent.cli._exit import exit_status
 from agent.core.gait import parse_script
-from agent.errors import OutputError
+from agent.errors import AgentError, OutputError
 from agent.records import BadFrame, SampleBatch
 
 SCRIPT = "walking:3,sitting:2"
 
 
 def run(*arguments: str):
-    return CliRunner().invoke(build(), ["simulate", *arguments])
+    """Call the command as `main` does: an error of ours becomes its sentence and its status."""
+    result = CliRunner().invoke(build(), ["simulate", *arguments])
+    if isinstance(result.exception, AgentError):
+        result.stderr_bytes = f"har-agent: {result.exception}".encode()
+        result.exit_code = exit_status(result.exception)
+    return result
 
 
 def read(path: Path) -> list[SampleBatch]:

@@ -39,7 +39,7 @@ def test_every_problem_is_told_at_once_with_line_and_suggestion(tmp_path):
     )
 
     with pytest.raises(ConfigError) as caught:
-        load(path, {"HAR_AGENT__DECISION__SMOOTHING_S": "soon"})
+        load(path, {"HAR_AGENT__DECISION__SMOOTHING_S": "soon", "HAR_AGENT__HOP": "3"})
 
     text = str(caught.value)
     for part in (
@@ -48,6 +48,7 @@ def test_every_problem_is_told_at_once_with_line_and_suggestion(tmp_path):
         f"{path}:5: [decision] has no key smothing_s; did you mean smoothing_s?",
         f"{path}:6: decision.hold_s: must be a number, not 'long'",
         f"{path}:8: window.hop: hop must be 1 or more samples, not 0",
+        "HAR_AGENT__HOP: it must be HAR_AGENT__SECTION__KEY",
         "HAR_AGENT__DECISION__SMOOTHING_S: decision.smoothing_s: must be a number, not 'soon'",
     ):
         assert part in text

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.adapters.simulated_imu import SimulatedImu, load_coefficients
-from agent.core import gait
-from agent.core.gait import ACTIVITIES, SCRIPTS, Imperfections, Samples, Simulator, Span, Step
+from agent.core import gait, gait_coefficients
+from agent.core.gait import SCRIPTS, Imperfections, Samples, Simulator, Span, Step
+from agent.core.gait_coefficients import ACTIVITIES, FIT_RATE_HZ, FORMAT
 from agent.records import SampleBatch
 
 COEFFICIENTS = load_coefficients()
@@ -35,6 +36,10 @@ def read_all(simulator: Simulator, sizes: list[int] | None = None) -> Samples:
 
 def same(a: Samples, b: Samples) -> bool:
     return all(x.tobytes() == y.tobytes() for x, y in ((a.t_ns, b.t_ns), (a.values, b.values), (a.labels, b.labels)))
+
+
+def label_at(spans, t_s):
+    return next((span.label for span in spans if span.t0 <= t_s < span.t1), None)
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not():
@@ -81,7 +86,7 @@ def test_labels_follow_the_plan_and_changes_of_posture_are_transitions():
         *("transition", "sitting", "transition", "laying"),
     ]
     for i in range(0, len(samples.t_ns), 7):
-        assert gait.label_name(int(samples.labels[i])) == gait.label_at(simulator.plan, samples.t_ns[i] / 1e9)
+        assert gait.label_name(int(samples.labels[i])) == label_at(simulator.plan, samples.t_ns[i] / 1e9)
 
 
 def test_changes_of_posture_last_as_long_as_people_take():
@@ -174,9 +179,9 @@ def test_values_out_of_range_say_why(arguments: dict[str, object], words: str):
 
 def test_coefficients_of_another_format_or_with_a_part_missing_are_refused():
     with pytest.raises(ValueError, match="har-simulated-imu/9"):
-        gait.parse({"format": "har-simulated-imu/9"})
+        gait_coefficients.parse({"format": "har-simulated-imu/9"})
     with pytest.raises(ValueError, match="lack 'people'"):
-        gait.parse({"format": gait.FORMAT})
+        gait_coefficients.parse({"format": FORMAT})
 
 
 def test_gravity_turns_on_a_great_circle():
@@ -228,7 +233,7 @@ def figures(x: Array) -> Array:
     """Mean, standard deviation and amplitude per band, (7, 6): the median over windows of 5.12 s."""
     n = 256
     taper = np.hanning(n)[:, None]
-    f = np.fft.rfftfreq(n, 1 / gait.FIT_RATE_HZ)
+    f = np.fft.rfftfreq(n, 1 / FIT_RATE_HZ)
     out = []
     for start in range(0, len(x) - n + 1, n // 2):
         piece = x[start : start + n]

@@ -6,7 +6,7 @@ from fakes import LABELS, FakeModel, cut, even_times, fed, manifest, signal
 
 from agent.core.decision import DecisionSettings
 from agent.pipeline import Pipeline, score_windows
-from agent.records import UNKNOWN, ActivityChange, Dropped, Gap, GapReason, Loss, Prediction, Refused
+from agent.records import UNKNOWN, ActivityChange, Dropped, Gap, GapReason, Loss, Prediction, Refused, SampleBatch
 
 
 def predictions(events):
@@ -77,29 +77,42 @@ def test_a_gap_is_told_between_its_windows_and_drops_what_was_waiting():
     kinds = [type(e) for e in events if not isinstance(e, ActivityChange)]
     assert kinds == [Prediction, Prediction, Gap, Prediction, Prediction]
     gap = next(e for e in events if isinstance(e, Gap))
-    assert gap == Gap("s", int(t[199]), int(t[200]), GapReason.MISSING, 200 - 192)
+    assert gap == Gap("s", 200, int(t[199]), int(t[200]), GapReason.MISSING, 200 - 192)
     assert pipeline.counts()["s"].losses == {Loss.PARTIAL_WINDOW: 8}
 
 
 def test_what_a_full_queue_let_go_is_a_gap_however_short_and_is_counted():
     t, values = even_times(404), signal(404)
     pipeline = Pipeline(FakeModel(), manifest())
-    first, second = cut(t[:200], values[:200], [200])[0], cut(t[204:], values[204:], [200])[0]
+    first, second = SampleBatch("s", t[:200], values[:200], 0), SampleBatch("s", t[204:], values[204:], 204)
 
     events = pipeline.feed([first, Dropped("s", 4), second])
 
     gaps = [e for e in events if isinstance(e, Gap)]
-    assert gaps == [Gap("s", int(t[199]), int(t[204]), GapReason.QUEUE_FULL, 8)]
+    assert gaps == [Gap("s", 204, int(t[199]), int(t[204]), GapReason.QUEUE_FULL, 8)]
     assert [p.t0_ns for p in predictions(events)] == [t[0], t[64], t[204], t[268]]
     assert pipeline.counts()["s"].losses == {Loss.QUEUE_FULL: 4, Loss.PARTIAL_WINDOW: 8}
+
+
+def test_a_loss_while_the_rate_is_not_known_bridges_nothing():
+    t, values = even_times(300), signal(300)
+    pipeline = Pipeline(FakeModel(), manifest())
+
+    events = pipeline.feed(
+        [SampleBatch("s", t[:20], values[:20], 0), Dropped("s", 5), SampleBatch("s", t[25:], values[25:], 25)]
+    )
+
+    assert predictions(events)[0].t0_ns == t[25]
+    assert pipeline.counts()["s"].losses == {Loss.QUEUE_FULL: 5, Loss.PARTIAL_WINDOW: 20}
+    assert pipeline.counts()["s"].interpolated == 0
 
 
 def test_every_sample_of_an_even_stream_is_in_a_window_or_counted():
     pipeline = Pipeline(FakeModel(), manifest())
     fed(pipeline, cut(even_times(1000), signal(1000), [33]))
-    pipeline.finish("s")
+    counts = pipeline.finish("s")
 
-    counts = pipeline.counts()["s"]
+    assert pipeline.counts() == {}
     assert counts.samples == 1000
     assert counts.samples == 128 + 64 * (counts.windows - 1) + counts.losses[Loss.PARTIAL_WINDOW]
 
@@ -107,9 +120,8 @@ def test_every_sample_of_an_even_stream_is_in_a_window_or_counted():
 def test_a_stream_too_short_to_tell_its_rate_is_counted():
     pipeline = Pipeline(FakeModel(), manifest())
     fed(pipeline, cut(even_times(20), signal(20), [20]))
-    pipeline.finish("s")
 
-    assert pipeline.counts()["s"].losses == {Loss.PARTIAL_WINDOW: 20}
+    assert pipeline.finish("s").losses == {Loss.PARTIAL_WINDOW: 20}
 
 
 def test_an_unusable_rate_refuses_its_stream_once_and_no_other():

@@ -2,9 +2,9 @@ import pytest
 from fakes import FakeClock, FakeModel, RecordingList, ScriptedSource, cut, even_times, manifest, signal
 
 from agent.core.histogram import Histogram
-from agent.errors import SourceUnavailable
+from agent.errors import InferenceError, SinkUnavailable, SourceUnavailable
 from agent.pipeline import Pipeline
-from agent.records import BadFrame, LabelChange, Loss, Prediction, SampleBatch
+from agent.records import BadFrame, LabelChange, Loss, Prediction, SampleBatch, Unscored
 from agent.runtime.engine import Engine, TimedModel
 from agent.runtime.pacing import PacedSource
 
@@ -43,6 +43,76 @@ def test_latency_is_measured_where_the_receive_time_is_known():
     assert agent.turn().timings == {}
 
 
+def test_under_backlog_each_window_is_timed_from_its_own_last_sample():
+    clock = FakeClock()
+    clock.now_ns = 9_000_000_000
+    t, values = even_times(384), signal(384)
+    batches = [
+        SampleBatch("s", t[a : a + 64], values[a : a + 64], a, t_rx_ns=(a + 64) * 20_000_000) for a in range(0, 384, 64)
+    ]
+    agent, _ = engine(ScriptedSource([batches]), clock)
+
+    waits = [x.wait_ns / 1e6 for x in agent.turn().timings.values()]
+
+    assert waits == [9000 - 1280 * n for n in range(2, 7)]
+
+
+def test_the_model_may_fail_for_a_while_and_every_window_is_accounted_for():
+    model = FakeModel()
+    healthy = model.infer
+    clock = FakeClock()
+    timed = TimedModel(model, clock)
+    pipeline = Pipeline(timed, manifest())
+    batches = cut(even_times(64 * 12), signal(64 * 12), [64])
+    agent = Engine(ScriptedSource([[b] for b in batches]), pipeline, [], clock, timed)
+
+    def broken(windows):
+        raise InferenceError("the runtime is ill")
+
+    for n in range(12):
+        model.infer = broken if n in (3, 4, 6) else healthy
+        events = agent.turn().events
+        if n in (3, 4, 6):
+            assert [type(e) for e in events] == [Unscored]
+            assert events[0].reason == "the runtime is ill"
+    counts = pipeline.finish("s")
+    assert (counts.windows, counts.losses[Loss.INFERENCE]) == (11, 3)
+
+
+def test_a_model_that_keeps_failing_ends_the_agent():
+    model = FakeModel()
+    agent_clock = FakeClock()
+    timed = TimedModel(model, agent_clock)
+
+    def broken(windows):
+        raise InferenceError("the runtime is ill")
+
+    model.infer = broken
+    batches = cut(even_times(64 * 12), signal(64 * 12), [64])
+    source = ScriptedSource([[b] for b in batches])
+    agent = Engine(source, Pipeline(timed, manifest()), [], agent_clock, timed, max_failures=3)
+
+    turns = [agent.turn() for _ in range(3)]
+    with pytest.raises(InferenceError, match="ill"):
+        agent.turn()
+    assert [len(t.events) for t in turns] == [0, 1, 1]
+
+
+def test_closing_goes_on_to_every_sink_when_one_fails():
+    class Broken(RecordingList):
+        def close(self):
+            super().close()
+            raise SinkUnavailable("gone")
+
+    source, sinks = ScriptedSource([]), [Broken(), RecordingList()]
+    clock = FakeClock()
+    model = TimedModel(FakeModel(), clock)
+    with pytest.raises(SinkUnavailable, match="gone"):
+        Engine(source, Pipeline(model, manifest()), sinks, clock, model).close()
+
+    assert (source.closed, [s.closed for s in sinks]) == (True, [True, True])
+
+
 def test_close_goes_from_the_source_to_the_sinks():
     source = ScriptedSource([])
     agent, sink = engine(source)
@@ -61,7 +131,7 @@ def test_an_outage_of_the_source_reaches_the_caller():
 @pytest.mark.parametrize("speed", [0.5, 1, 10])
 def test_paced_samples_come_when_their_time_has_come(speed):
     clock = FakeClock()
-    truth = (LabelChange(0, "a"), LabelChange(1_000_000_000, "b"))
+    truth = (LabelChange(0, 0, "a"), LabelChange(50, 1_000_000_000, "b"))
     batch = SampleBatch("s", even_times(100, t0_s=0), signal(100), 0, truth=truth)
     paced = PacedSource(ScriptedSource([[batch]]), clock, speed)
 

@@ -44,6 +44,13 @@ def test_a_ramp_is_resampled_to_the_same_ramp_delayed_by_half_the_average(rate_h
     assert timeline.delay_ns == pytest.approx((average_s / 2 + 1 / rate_hz) * 1e9, rel=1e-6)
 
 
+@pytest.mark.parametrize("rate_hz", [100, 200, 400])
+def test_every_average_counts_as_resampled(rate_hz):
+    timeline, grids, _ = run(even_times(3000, rate_hz), signal(3000))
+
+    assert timeline.resampled == sum(len(g.values) for g in grids) > 300
+
+
 def test_nothing_newer_than_a_grid_point_changes_it():
     t, v = even_times(400, 130), signal(400)
     _, before, _ = run(t[:200], v[:200])
@@ -79,7 +86,7 @@ def test_a_long_hole_is_a_gap_and_starts_a_new_grid():
     t[100:] += 36_000_000_000_000
     _, grids, breaks = run(t, v)
 
-    assert breaks == [Break(int(t[99]), int(t[100]), GapReason.MISSING)]
+    assert breaks == [Break(100, int(t[99]), int(t[100]), GapReason.MISSING)]
     assert [(g.origin_ns, g.k0, len(g.values)) for g in grids] == [(0, 0, 100), (int(t[100]), 0, 100)]
 
 
@@ -100,7 +107,7 @@ def test_time_that_goes_back_far_is_a_gap():
     t[100:] -= 500_000_000_000
     _, grids, breaks = run(t, v)
 
-    assert breaks == [Break(int(t[99]), int(t[100]), GapReason.TIME_RESET)]
+    assert breaks == [Break(100, int(t[99]), int(t[100]), GapReason.TIME_RESET)]
     assert sum(len(g.values) for g in grids) == 200
 
 
@@ -120,7 +127,7 @@ def test_a_rate_that_cannot_be_resampled_is_refused_with_the_rate(rate_hz):
 
 
 def test_a_clock_that_never_moves_has_no_rate():
-    with pytest.raises(RateError):
+    with pytest.raises(RateError, match="do not move forward"):
         run(np.zeros(100, np.int64), signal(100))
 
 

@@ -54,7 +54,7 @@ def test_a_prediction_is_the_object_of_the_contract():
 
 
 def test_live_adds_an_id_that_stays_and_latency_where_it_is_known():
-    timings = Timings("waist-07", 412, 400_000, 210_000, 1_300_000)
+    timings = Timings("waist-07", 412, 0, 400_000, 210_000, 1_300_000)
 
     assert live_fields(PREDICTION, "b00t") == {"id": "b00t:waist-07:412"}
     assert live_fields(PREDICTION, "b00t", timings)["latency_ms"] == {"wait": 0.4, "infer": 0.21, "total": 1.3}
@@ -80,7 +80,11 @@ def test_text_is_compact_utf8_and_never_nan():
 
 
 def test_a_recording_is_read_back_as_it_was_written():
-    truth = (LabelChange(0, "walking"), LabelChange(1_000_000_000, None), LabelChange(1_500_000_000, "laying"))
+    truth = (
+        LabelChange(0, 0, "walking"),
+        LabelChange(50, 1_000_000_000, None),
+        LabelChange(75, 1_500_000_000, "laying"),
+    )
     batch = SampleBatch("s", even_times(100), np.round(signal(100), 4), 0, truth=truth)
     text = recording_header("s", 50.0) + recording_rows(batch, None)[0]
 

@@ -1,11 +1,12 @@
 """The recording format `har-recording/1`: CSV with a comment header, as CONTRACTS and `docs/reference` describe it."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from agent.core import units
 from agent.core.framing import LineFramer
+from agent.core.timeline import RATE_SAMPLES
 from agent.errors import InputError
 from agent.records import (
     CHANNELS,
@@ -26,15 +27,14 @@ _MAX_SECONDS = 9.2e9
 _MAX_VALUE = 1e6
 """No unit of acceleration or angular velocity that is read here reaches this on a body or a machine."""
 
-_UNIT_SAMPLES = 128
-"""Samples whose magnitude is held against the declared unit."""
+_UNIT_SAMPLES = RATE_SAMPLES
+"""Samples whose magnitude is held against the declared unit: no label comes of fewer."""
 
-_HEADER_LINES = 64
-"""Comment lines after which a file without a column line is something else."""
+_HEADER_LINES = 1000
+"""Lines after which a file without a column line is something else."""
 
 
-@dataclass(frozen=True)
-class Declared:
+class Declared(NamedTuple):
     """What the user says of a recording; None leaves it to the recording's own header."""
 
     acc_unit: str | None = None
@@ -69,14 +69,9 @@ class RecordingDecoder:
         Raises:
             InputError: the header cannot be used.
         """
-        too_long = self._framer.too_long
         block = self._framer.feed(data)
-        out: list[Decoded] = []
-        if self._framer.too_long > too_long:
-            if not self._columns and not block:
-                raise InputError("it is not a recording: it has no lines")
-            out.append(BadFrame(self.device, Loss.TOO_LONG, self._line + block.count(b"\n")))
-        return self._decode(block) + out if block else out
+        out = self._decode(block) if block else []
+        return out + self._too_long()
 
     def finish(self) -> list[Decoded]:
         """End the input; a last line without a line end is torn: it is dropped and counted.
@@ -85,14 +80,20 @@ class RecordingDecoder:
             InputError: the input ended before its column line.
         """
         block, torn = self._framer.finish()
-        out = self._decode(block) if block else []
-        if torn and self._columns:
-            out.append(BadFrame(self.device, Loss.TORN, self._line))
+        out = (self._decode(block) if block else []) + self._too_long()
         if not self._columns:
             if self._line == 1 and not torn:
                 raise InputError("it is empty")
             raise InputError(f"it has no line of column names, such as t,{','.join(CHANNELS)},label")
+        if torn:
+            out.append(BadFrame(self.device, Loss.TORN, self._line))
         return out
+
+    def _too_long(self) -> list[Decoded]:
+        lines, self._framer.too_long = self._framer.too_long, []
+        if lines and not self._columns:
+            raise InputError("it is not a recording: it has no lines that are short enough")
+        return [BadFrame(self.device, Loss.TOO_LONG, line) for line in lines]
 
     def _decode(self, block: bytes) -> list[Decoded]:
         lines = block[:-1].split(b"\n")
@@ -100,7 +101,9 @@ class RecordingDecoder:
         while not self._columns and at < len(lines):
             self._read_header(lines[at])
             at += 1
-        self._line += at
+            self._line += 1
+            if self._line > _HEADER_LINES and not self._columns:
+                raise InputError(f"it has no line of column names within its first {_HEADER_LINES} lines")
         rows = lines[at:]
         first, self._line = self._line, self._line + len(rows)
         if not rows:
@@ -108,7 +111,7 @@ class RecordingDecoder:
         return self._fast(rows) or self._row_by_row(rows, first)
 
     def _read_header(self, line: bytes) -> None:
-        if self._line == 1 and not self._header:
+        if self._line == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         try:
             text = line.decode().strip()
@@ -117,8 +120,6 @@ class RecordingDecoder:
         if text.startswith("#"):
             key, _, value = text[1:].partition(":")
             self._header[key.strip()] = value.strip()
-            if len(self._header) > _HEADER_LINES:
-                raise InputError("it is not a recording: it has only comment lines")
         elif text:
             self._set_columns(text)
 
@@ -158,7 +159,10 @@ class RecordingDecoder:
     def _fast(self, rows: list[bytes]) -> list[Decoded]:
         """Decode rows that are all good, column by column; empty if any is not."""
         try:
-            lines = b"\n".join(rows).decode().split("\n")
+            text = b"\n".join(rows).decode()
+            if text.startswith("#") or "\n#" in text:
+                return []
+            lines = text.split("\n")
             commas = len(self._columns) - 1
             if any(line.count(",") != commas for line in lines):
                 return []
@@ -247,7 +251,7 @@ class RecordingDecoder:
         changes = []
         for i, label in enumerate(labels):
             if label != self._label:
-                changes.append(LabelChange(int(t_ns[i]), label.strip() or None))
+                changes.append(LabelChange(self._seq + i, int(t_ns[i]), label.strip() or None))
                 self._label = label
         return tuple(changes)
 
@@ -266,6 +270,6 @@ def _rate(text: str | None) -> float | None:
         rate = _number(text)
     except ValueError as e:
         raise InputError(f"its rate_hz is {text!r}, which is not a number") from e
-    if not 0 < rate < np.inf:
+    if not 1e-3 <= rate <= 1e6:
         raise InputError(f"its rate_hz is {text!r}, which is no rate")
     return rate

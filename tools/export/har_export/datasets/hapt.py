@@ -1,0 +1,73 @@
+"""HAPT: raw recordings of a waist-mounted phone (Reyes-Ortiz et al., Neurocomputing 171, 2016; UCI id 341)."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from agent.errors import InputError
+from agent.records import Float32Array
+from har_export.datasets.records import TEST_SUBJECTS, Recording, from_publisher
+
+RATE_HZ = 50.0
+NPZ_KEYS = frozenset({"acc", "gyro", "acc_scale", "gyro_scale", "offset", "exp", "user", "y"})
+_NAME = re.compile(r"acc_exp(\d+)_user(\d+)\.txt")
+
+
+def find(folder: Path) -> Path | None:
+    """Return the `RawData` folder that `folder` is or holds, None if there is none."""
+    for candidate in (folder, folder / "RawData", *sorted(folder.glob("*/RawData"))):
+        if (candidate / "labels.txt").is_file() and any(candidate.glob("acc_exp*_user*.txt")):
+            return candidate
+    return None
+
+
+def read_npz(path: Path) -> list[Recording]:
+    """Read the packed form: all recordings in one .npz, as integers with a scale."""
+    with np.load(path, allow_pickle=False) as packed:
+        acc = packed["acc"] * np.float32(packed["acc_scale"])
+        gyro = packed["gyro"] * np.float32(packed["gyro_scale"])
+        label = from_publisher(packed["y"])
+        offset, experiment, subject = packed["offset"], packed["exp"], packed["user"]
+    values = np.concatenate([acc, gyro], axis=1).astype(np.float32)
+    return [
+        Recording(int(subject[i]), int(experiment[i]), RATE_HZ, values[a:b], label[a:b])
+        for i, (a, b) in enumerate(pairwise(offset))
+        if int(subject[i]) not in TEST_SUBJECTS
+    ]
+
+
+def read_folder(raw_data: Path) -> list[Recording]:
+    """Read the publisher's layout: `acc_expEE_userUU.txt` (g), `gyro_expEE_userUU.txt` (rad/s), `labels.txt`.
+
+    Raises:
+        InputError: a file is missing or does not fit its partner.
+    """
+    rows = _table(raw_data / "labels.txt", 5).astype(np.int64)
+    recordings = []
+    for path in sorted(raw_data.glob("acc_exp*_user*.txt")):
+        match = _NAME.fullmatch(path.name)
+        if match is None or int(match[2]) in TEST_SUBJECTS:
+            continue
+        experiment, subject = int(match[1]), int(match[2])
+        acc = _table(path, 3)
+        gyro = _table(path.with_name(path.name.replace("acc_", "gyro_", 1)), 3)
+        if len(acc) != len(gyro):
+            raise InputError(f"{path} has {len(acc)} rows and its gyroscope file has {len(gyro)}")
+        code = np.zeros(len(acc), np.int64)
+        for _, _, activity, first, last in rows[(rows[:, 0] == experiment) & (rows[:, 1] == subject)]:
+            code[first - 1 : last] = activity
+        values = np.concatenate([acc, gyro], axis=1)
+        recordings.append(Recording(subject, experiment, RATE_HZ, values, from_publisher(code)))
+    return recordings
+
+
+def _table(path: Path, columns: int) -> Float32Array:
+    try:
+        table = np.loadtxt(path, dtype=np.float32, ndmin=2)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read: {e}") from e
+    if table.shape[1] != columns:
+        raise InputError(f"{path} has {table.shape[1]} columns, where HAPT has {columns}")
+    return table
