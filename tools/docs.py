@@ -109,7 +109,8 @@ def _accuracy(r: dict[str, Any]) -> Iterator[str]:
     yield "\n| beside it | |\n|---|---|\n"
     yield f"| windows of transitions that are called so | {r['transition_recall']['mean']:.1%} |\n"
     yield f"| windows of unseen people that are called unknown | {r['unknown_share']['mean']:.2%} |\n"
-    yield f"| lost to quantisation, on the calibration subjects, points | {round(100 * r['quantisation_loss'], 2) + 0.0:.2f} |\n"
+    lost = round(100 * r["quantisation_loss"], 2) + 0.0
+    yield f"| lost to quantisation, on the calibration subjects, points | {lost:.2f} |\n"
     yield f"| encoder and classifier on disk, bytes | {r['encoder_and_classifier_bytes']:,} |\n"
     yield f"| code, bytes a window | {r['code_bytes']} |\n"
     yield f"| code, share of the int16 samples of one hop | {r['code_bytes'] / (64 * 6 * 2):.1%} |\n"
