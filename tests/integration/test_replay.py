@@ -44,7 +44,7 @@ def good(tmp_path):
     return path
 
 
-def refused(done, status, *says):
+def check_refused(done, status, *says):
     """It ended with this status and one sentence, and without a traceback."""
     err = done.stderr.decode()
     assert done.returncode == status, err
@@ -93,7 +93,7 @@ def test_zstd_is_read(good, tmp_path):
     assert len(done.stdout.splitlines()) == 5
 
     packed.write_bytes(zstd.compress(GOOD.encode() * 40)[:-30])
-    refused(har_agent("replay", packed), 65, "cut short")
+    check_refused(har_agent("replay", packed), 65, "cut short")
 
 
 def test_a_pattern_takes_all_that_match_in_order_each_from_a_fresh_state(tmp_path):
@@ -147,7 +147,7 @@ def test_min_accuracy_of_no_labels_is_a_no(tmp_path):
     path = tmp_path / "r.csv"
     path.write_text(HEADER + COLUMNS + rows(300, label=""))
 
-    refused(har_agent("replay", path, "--min-accuracy", "0.5"), 1, "no window is labelled")
+    check_refused(har_agent("replay", path, "--min-accuracy", "0.5"), 1, "no window is labelled")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_input_that_cannot_be_used_is_65_with_what_to_do(tmp_path, content, says
     path = tmp_path / "bad.csv"
     path.write_bytes(content)
 
-    refused(har_agent("replay", path), 65, str(path), says)
+    check_refused(har_agent("replay", path), 65, str(path), says)
 
 
 def test_what_came_before_a_cut_is_replayed_and_counted(tmp_path):
@@ -182,7 +182,7 @@ def test_what_came_before_a_cut_is_replayed_and_counted(tmp_path):
     path.write_bytes(gzip.compress((HEADER + COLUMNS + rows(5000)).encode())[:-500])
     done = har_agent("replay", path, "--report", report)
 
-    refused(done, 65, "cut short")
+    check_refused(done, 65, "cut short")
     (recording,) = json.loads(report.read_text())["recordings"]
     assert recording["windows"] == len(done.stdout.splitlines()) > 10
     assert recording["losses"]["torn_last_line"] == 1
@@ -217,9 +217,9 @@ def test_a_gap_of_ten_hours_and_time_running_backwards_are_told(tmp_path):
 
 
 def test_a_folder_is_65_and_a_missing_file_69(tmp_path):
-    refused(har_agent("replay", tmp_path), 65, "is a directory", "*.csv")
-    refused(har_agent("replay", tmp_path / "none.csv"), 69, "no such file")
-    refused(har_agent("replay", tmp_path / "*.csv"), 69, "no file matches")
+    check_refused(har_agent("replay", tmp_path), 65, "is a directory", "*.csv")
+    check_refused(har_agent("replay", tmp_path / "none.csv"), 69, "no such file")
+    check_refused(har_agent("replay", tmp_path / "*.csv"), 69, "no file matches")
 
 
 def test_a_file_that_may_not_be_read_is_unavailable():
@@ -246,7 +246,7 @@ def test_one_bad_recording_does_not_keep_the_others_from_being_replayed(tmp_path
     bad.write_text("nonsense\n")
     done = har_agent("replay", bad, good, "-q")
 
-    refused(done, 65, str(bad))
+    check_refused(done, 65, str(bad))
     assert len(done.stdout.splitlines()) == 5
 
 
@@ -269,17 +269,17 @@ def test_a_closed_stdout_is_74_and_one_sentence(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_74_and_names_the_file(good):
-    refused(har_agent("replay", good, "--report", "/dev/full"), 74, "/dev/full", "No space left")
-    refused(har_agent("replay", good, "--out", "/dev/full"), 74, "/dev/full", "free some space")
+    check_refused(har_agent("replay", good, "--report", "/dev/full"), 74, "/dev/full", "No space left")
+    check_refused(har_agent("replay", good, "--out", "/dev/full"), 74, "/dev/full", "free some space")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "agent", "replay", str(good)], stdout=full, stderr=subprocess.PIPE, check=False
         )
-    refused(done, 74, "standard output", "No space left")
+    check_refused(done, 74, "standard output", "No space left")
 
 
 def test_a_report_into_a_folder_that_is_not_there_is_74(good, tmp_path):
-    refused(har_agent("replay", good, "--report", tmp_path / "no" / "r.json"), 74, "cannot be written")
+    check_refused(har_agent("replay", good, "--report", tmp_path / "no" / "r.json"), 74, "cannot be written")
 
 
 def test_no_recording_is_ever_overwritten(good, tmp_path):
@@ -287,7 +287,7 @@ def test_no_recording_is_ever_overwritten(good, tmp_path):
     link.symlink_to(good)
 
     for args in (["--out", good], ["--out", link], ["--report", good], ["--out", "x", "--report", "./x"]):
-        refused(har_agent("replay", good, *args, cwd=tmp_path), 2, "would be overwritten")
+        check_refused(har_agent("replay", good, *args, cwd=tmp_path), 2, "would be overwritten")
     assert good.read_text() == GOOD
 
 
@@ -307,7 +307,7 @@ def test_standard_input_is_read_from_where_it_stands(good):
             [sys.executable, "-m", "agent", "replay", "-"], stdin=f, capture_output=True, check=False, timeout=60
         )
 
-    refused(done, 65, "does not say its acc_unit")
+    check_refused(done, 65, "does not say its acc_unit")
 
 
 def test_names_of_any_bytes_and_any_locale_are_written(good, tmp_path):
@@ -326,15 +326,15 @@ def test_a_closed_standard_stream_is_a_sentence(good):
         command = f"{sys.executable} -m agent {line}"
         return subprocess.run(command, shell=True, capture_output=True, check=False, timeout=60)
 
-    refused(shell(f"replay {good} >&-"), 74, "closed")
-    refused(shell("replay - <&-"), 69, "standard input is closed")
-    refused(shell("models list >/dev/full"), 74, "No space left")
+    check_refused(shell(f"replay {good} >&-"), 74, "closed")
+    check_refused(shell("replay - <&-"), 69, "standard input is closed")
+    check_refused(shell("models list >/dev/full"), 74, "No space left")
     assert shell(f"replay {good} 2>/dev/full").returncode == 0
 
 
 def test_a_name_that_no_file_can_have_is_unavailable(good):
-    refused(har_agent("replay", "x" * 300), 69, "too long")
-    refused(har_agent("replay", good, "--model", "x" * 300), 78, "no model bundle")
+    check_refused(har_agent("replay", "x" * 300), 69, "too long")
+    check_refused(har_agent("replay", good, "--model", "x" * 300), 78, "no model bundle")
 
 
 def test_a_report_adds_up_when_a_recording_is_given_up(tmp_path):
@@ -343,7 +343,7 @@ def test_a_report_adds_up_when_a_recording_is_given_up(tmp_path):
     path.write_text(HEADER + COLUMNS + "".join("x\n" + line if i % 40 == 39 else line for i, line in enumerate(lines)))
     done = har_agent("replay", path, "--report", report)
 
-    refused(done, 65, "more than 100 rows")
+    check_refused(done, 65, "more than 100 rows")
     got = json.loads(report.read_text())
     (recording,) = got["recordings"]
     assert got["windows"] == recording["windows"] == len(done.stdout.splitlines())
@@ -380,8 +380,8 @@ def test_configuration_that_cannot_be_used_is_78(good, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text("[windows]\nhop = 1\n")
 
-    refused(har_agent("replay", good, "--hop", "300"), 78, "hop must be between 1 and the window's 128")
-    refused(har_agent("replay", good, "--model", "none"), 78, "no model bundle at 'none'", "har-base")
+    check_refused(har_agent("replay", good, "--hop", "300"), 78, "hop must be between 1 and the window's 128")
+    check_refused(har_agent("replay", good, "--model", "none"), 78, "no model bundle at 'none'", "har-base")
     done = har_agent("replay", good, "--config", config)
     assert (done.returncode, b"did you mean window?" in done.stderr) == (78, True)
 

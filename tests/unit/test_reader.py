@@ -94,5 +94,8 @@ def test_closing_ends_the_thread_of_a_source_that_never_ends():
     assert "reader-under-test" not in {t.name for t in threading.enumerate()}
 
 
-def test_closing_before_the_start_is_fine():
-    reader(Watched([])).close()
+def test_closing_before_the_start_closes_the_source():
+    source = Watched([])
+    reader(source).close()
+
+    assert source.closed_by == threading.current_thread().name
