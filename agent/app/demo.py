@@ -202,16 +202,18 @@ def _play(
 ) -> bool:
     """Turn the engine until the device's script ends; return whether it was stopped before that."""
     interrupted = False
-    while (turn := engine.turn(_TURN_S)) is not None:
-        show.turn(turn)
-        while (message := subscriber.poll(0)) is not None:
-            show.receive(message)
-        show.report_when_due()
+    while True:
         if stopping() and not interrupted:
             # What the reader has taken by now still goes all the way.
             interrupted = True
             reader.close()
-    return interrupted
+        turn = engine.turn(_TURN_S)
+        if turn is None:
+            return interrupted
+        show.turn(turn)
+        while (message := subscriber.poll(0)) is not None:
+            show.receive(message)
+        show.report_when_due()
 
 
 class _Show:
