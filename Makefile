@@ -35,5 +35,6 @@ lock: ## write requirements/*.txt from pyproject.toml; ARGS="--upgrade" takes th
 	tools/lock.sh $(ARGS)
 
 clean: ## remove what the other targets made
-	rm -rf .venv tools/export/.venv dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	cd tools/export && rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

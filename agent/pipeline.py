@@ -160,7 +160,7 @@ class Pipeline:
             pieces = stream.timeline.push(batch.t_ns, batch.values, batch.seq0)
         except RateError as e:
             stream.refused = True
-            stream.losses[Loss.RATE] += stream.samples
+            stream.losses[Loss.RATE] += stream.samples - stream.timeline.losses.total()
             self._staged.append(Refused(stream.name, str(e)))
             return events
         window = self._manifest.input.window

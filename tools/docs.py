@@ -54,8 +54,10 @@ EXITS = """
 | 69 | something that a one-shot command needs is not available: a file, a broker |
 | 74 | output cannot be written |
 | 78 | configuration or model bundle cannot be used |
+| 130 | ended by Ctrl-C or SIGTERM; what had been written is whole |
 
-Data goes to standard output, everything else to standard error. Every error is one sentence that says what to do.
+Data goes to standard output, everything else to standard error. An error says what is wrong and, where that is not
+plain from it, what to do.
 """
 
 
@@ -64,7 +66,7 @@ def configuration() -> str:
     lines = [
         GENERATED,
         "# Configuration\n\n",
-        f"TOML, `/etc/har-agent/config.toml` unless `--config` or `{PATH_VARIABLE}` names another file.\n",
+        f"TOML: `/etc/har-agent/config.toml`, unless `--config` or `{PATH_VARIABLE}` names another.\n",
         f"A flag wins over the environment (`{PREFIX}SECTION__KEY`), that over the file, that over the default.\n",
         "Unknown keys are errors, and every error is told at once, with its line.\n",
     ]

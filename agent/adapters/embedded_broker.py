@@ -11,7 +11,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from agent.errors import ConfigError, SinkUnavailable
+from agent.errors import SinkUnavailable
 
 LOOPBACK = "127.0.0.1"
 _GRACE_S = 2.0
@@ -35,13 +35,12 @@ class EmbeddedBroker:
         """Listen. Blocks until the broker accepts connections, at most `timeout_s`.
 
         Raises:
-            ConfigError: amqtt is not installed.
-            SinkUnavailable: it did not start.
+            SinkUnavailable: amqtt is not installed, or it did not start.
         """
         try:
             import amqtt.broker  # noqa: F401  told here, in the caller's thread
         except ImportError as error:
-            raise ConfigError("the demo's broker is not installed: pip install 'har-edge-agent[demo]'") from error
+            raise SinkUnavailable("the demo's broker is not installed: pip install 'har-edge-agent[demo]'") from error
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._started.clear()

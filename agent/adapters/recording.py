@@ -3,9 +3,10 @@
 import importlib
 import io
 import os
+import stat
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from agent.core.decoders.recording import Declared, RecordingDecoder
 from agent.errors import InputError, SourceUnavailable
@@ -40,7 +41,9 @@ class RecordingSource:
         self._ended = False
         self._broken: InputError | None = None
         try:
-            self.size = None if path == STDIN else os.fstat(self._raw.fileno()).st_size
+            found = os.fstat(self._raw.fileno())
+            if path != STDIN and stat.S_ISREG(found.st_mode):
+                self.size = found.st_size
             self._data = self._uncompressed()
         except OSError as e:
             self._raw.close()
@@ -97,11 +100,16 @@ class RecordingSource:
             self._raw.close()
 
     def _uncompressed(self) -> io.BufferedReader:
-        start = self._raw.peek(4)
+        raw = self._raw
+        start = raw.peek(4)
+        if self.size is None:
+            # A pipe may give its first byte alone, and peek() does not wait for the second.
+            start = raw.read(4)
+            raw = io.BufferedReader(_Pushback(start, raw))
         if start.startswith(_GZIP):
             gzip, zlib = (importlib.import_module(name) for name in ("gzip", "zlib"))
             self._damage += (gzip.BadGzipFile, zlib.error)
-            return cast("io.BufferedReader", gzip.GzipFile(fileobj=self._raw))
+            return cast("io.BufferedReader", gzip.GzipFile(fileobj=raw))
         if start.startswith(_ZSTD):
             try:
                 # In the standard library from Python 3.14 on; before that, the same code as a package.
@@ -111,8 +119,26 @@ class RecordingSource:
                     "it is compressed with zstd, which needs: pip install 'har-edge-agent[zstd]'"
                 ) from e
             self._damage += (zstd.ZstdError,)
-            return cast("io.BufferedReader", zstd.ZstdFile(self._raw))
-        return self._raw
+            return cast("io.BufferedReader", zstd.ZstdFile(raw))
+        return raw
+
+
+class _Pushback(io.RawIOBase):
+    """A stream with what was read of its beginning put back."""
+
+    def __init__(self, head: bytes, rest: io.BufferedReader) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Give the head first, then what one read of the rest brings."""
+        data, self._head = self._head or self._rest.read1(len(buffer)), b""
+        n = min(len(data), len(buffer))
+        buffer[:n], self._head = data[:n], data[n:]
+        return n
 
 
 def _open(path: str) -> io.BufferedReader:

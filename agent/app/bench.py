@@ -24,7 +24,6 @@ from agent.adapters.clock import SystemClock
 from agent.adapters.onnx_model import OrtModel
 from agent.app.compose import build_pipeline, open_model
 from agent.config import Config
-from agent.core.histogram import Histogram
 from agent.pipeline import Pipeline
 from agent.records import CHANNELS, Decoded, Float32Array, Int64Array, SampleBatch, Turn
 from agent.runtime.engine import Engine, TimedModel
@@ -100,20 +99,9 @@ class _Run:
             session = getattr(self._model, name)
             hot = self._time_of(partial(session.run, None, one[name]))
             batched = self._time_of(partial(session.run, None, many[name])) / STREAMS
-            cold = Histogram()
-            for _ in range(max(10, round(self._seconds / CADENCE_S / 2))):
-                time.sleep(CADENCE_S)
-                start = time.perf_counter_ns()
-                session.run(None, one[name])
-                cold.add(time.perf_counter_ns() - start)
+            cold = self._at_cadence(partial(session.run, None, one[name]))
             yield Figure(f"{name}, hot", hot * 1e6, "µs a window")
-            yield Figure(
-                f"{name}, at cadence",
-                cold.quantile_ns(0.5) / 1e3,
-                "µs a window",
-                cold.quantile_ns(0.5) / 1e9 / hot,
-                "hot",
-            )
+            yield Figure(f"{name}, at cadence", cold * 1e6, "µs a window", cold / hot, "hot")
             yield Figure(f"{name}, batch {STREAMS}", batched * 1e6, "µs a window", batched / hot, "hot")
 
     def one_stream(self) -> Iterator[Figure]:
@@ -134,6 +122,12 @@ class _Run:
         yield Figure("three bare calls", base * 1e6, "µs a window")
         yield Figure("pipeline, a hop at a time", piped * 1e6, "µs a window", piped / base, "three bare calls")
         yield Figure("pipeline, a sample at a time", single * 1e6, "µs a window", single / base, "three bare calls")
+        bare_cold = self._at_cadence(bare)
+        cold = self._at_cadence(lambda: pipeline.feed([next(batches)]))
+        yield Figure("three bare calls, at cadence", bare_cold * 1e6, "µs a window", bare_cold / base, "hot")
+        yield Figure(
+            "pipeline, at cadence", cold * 1e6, "µs a window", cold / bare_cold, "three bare calls, at cadence"
+        )
 
     def many_streams(self) -> Iterator[Figure]:
         """A hop of each of many streams in one feed, one batched model call."""
@@ -281,6 +275,16 @@ class _Run:
 
     def _time_of(self, act: Callable[[], Any]) -> float:
         return self._in_turn(act)[0]
+
+    def _at_cadence(self, act: Callable[[], Any]) -> float:
+        """Median wall seconds of a call after a pause."""
+        spent = []
+        for _ in range(max(10, round(self._seconds / CADENCE_S / 2))):
+            time.sleep(CADENCE_S)
+            start = time.perf_counter()
+            act()
+            spent.append(time.perf_counter() - start)
+        return statistics.median(spent)
 
     def _in_turn(self, *acts: Callable[[], Any], before: Callable[[], None] = lambda: None) -> list[float]:
         """Median CPU seconds of a call of each, measured in turn, call by call: what else runs here does not count."""

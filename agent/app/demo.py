@@ -24,7 +24,7 @@ from agent.core.histogram import Histogram
 from agent.core.report import Scorecard
 from agent.errors import UsageError
 from agent.ports import Clock, PowerMeter
-from agent.records import PowerReading, Turn
+from agent.records import Loss, PowerReading, Turn
 from agent.runtime.engine import Engine, TimedModel
 from agent.runtime.pacing import PacedSource
 from agent.runtime.queues import BoundedQueue, Overflow
@@ -78,7 +78,7 @@ class Status:
 class Summary:
     """What became of the demo. `received`: distinct messages. `dropped`: samples that a full queue let go.
 
-    `overflowed`: messages that found the subscriber's queue full.
+    `failed`: windows on which the model failed. `overflowed`: messages that found the subscriber's queue full.
     """
 
     status: Status
@@ -86,6 +86,7 @@ class Summary:
     model: str
     samples: int
     dropped: int
+    failed: int
     published: int
     received: int
     overflowed: int
@@ -95,7 +96,7 @@ class Summary:
     @property
     def complete(self) -> bool:
         """Whether everything that was simulated and published has arrived."""
-        return self.dropped == 0 and self.published == self.received
+        return self.dropped == self.failed == 0 and self.published == self.received
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -108,6 +109,7 @@ class Summary:
             "startup_s": round(self.startup_s, 3),
             "elapsed_s": round(self.status.elapsed_s, 3),
             "samples": {"taken": self.samples, "dropped": self.dropped},
+            "failed_windows": self.failed,
             "messages": {
                 "published": self.published,
                 "received": self.received,
@@ -174,7 +176,12 @@ def demo(
         queue = BoundedQueue(_QUEUE_SAMPLES, Overflow.DROP_OLDEST)
         reader = ReaderThread(PacedSource(imu, clock, 1.0), queue, clock, "simulated-imu")
         running.callback(reader.close)
-        show = _Show(Scorecard(model.labels), clock, power or open_power_meter(clock), audience)
+        show = _Show(
+            Scorecard(model.labels, opened.bundle.manifest.input.rate_hz),
+            clock,
+            power or open_power_meter(clock),
+            audience,
+        )
         engine = Engine(reader, pipeline, [sink], clock, model)
         startup_s = (clock.monotonic_ns() - started_ns) / 1e9
         audience.started(model.id, f"{broker.host}:{broker.port}")
@@ -182,13 +189,14 @@ def demo(
         interrupted = _play(engine, reader, subscriber, show, stopping)
         engine.close()
         show.drain(subscriber, sink.predictions)
-        samples = sum(pipeline.finish(name).samples for name in pipeline.counts())
+        counts = [pipeline.finish(name) for name in pipeline.counts()]
         return Summary(
             show.status(),
             show.scorecard.as_dict(),
             model.id,
-            samples,
+            sum(c.samples for c in counts),
             reader.dropped,
+            sum(c.losses[Loss.INFERENCE] for c in counts),
             sink.predictions,
             len(show.ids),
             subscriber.overflowed,

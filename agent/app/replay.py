@@ -1,6 +1,7 @@
 """Replay: recordings through the live pipeline, labels out, a report on how right they were."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -162,7 +163,7 @@ def _check_outputs(paths: Sequence[str], settings: ReplaySettings) -> None:
     """Refuse what would destroy a recording, or fail only after a long replay."""
     written = [w for w in (settings.out, settings.report) if w and w != STDOUT]
     for a, b in [*((w, p) for w in written for p in paths), *combinations(written, 2)]:
-        if os.path.realpath(a) == os.path.realpath(b) or (_is_file(a) and _is_file(b) and os.path.samefile(a, b)):  # noqa: PTH121
+        if _is_same(a, b):
             raise UsageError(f"{a} would be overwritten: write somewhere else")
     for w in written:
         folder = os.path.dirname(w) or "."  # noqa: PTH120
@@ -170,8 +171,15 @@ def _check_outputs(paths: Sequence[str], settings: ReplaySettings) -> None:
             raise OutputError(f"{w} cannot be written: there is no folder {folder}")
 
 
-def _is_file(path: str) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113  never raises
+def _is_same(written: str, other: str) -> bool:
+    """Whether two names mean one file, through links too; `STDIN` is what standard input was opened on."""
+    if other != STDIN and os.path.realpath(written) == os.path.realpath(other):
+        return True
+    try:
+        found = Path(written).stat(), os.fstat(0) if other == STDIN else Path(other).stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found[0].st_mode) and os.path.samestat(*found)
 
 
 class _Run:
@@ -188,7 +196,7 @@ class _Run:
         self._done_bytes = self._samples = 0
         self._output: TextOutput | None = None
         self._lines: PredictionLines | None = None
-        self.result = ReplayResult(model.id, Scorecard(model.labels))
+        self.result = ReplayResult(model.id, Scorecard(model.labels, self._manifest.input.rate_hz))
 
     def close(self) -> None:
         """Close the output, if it has been opened."""

@@ -3,7 +3,6 @@
 import gc
 import io
 import os
-import signal
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -50,14 +49,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Output is UTF-8 whatever the locale; what is no Unicode, such as bytes of a file name, is escaped.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    # A service manager's way to say Ctrl-C: what has been written is closed properly.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except AgentError as e:
         _end(str(e), exit_status(e))
     except OSError as e:
-        _end(f"standard output cannot be written: {e.strerror or e}", Exit.IO)
+        # Only the printing of a help text is not guarded where it happens.
+        _end(f"writing failed: {e.strerror or e}", Exit.IO)
     except KeyboardInterrupt:
         _end("interrupted", 130)
 

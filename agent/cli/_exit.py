@@ -1,5 +1,6 @@
 """Exit statuses, and which error ends in which."""
 
+import signal
 from enum import IntEnum
 
 from agent import errors
@@ -26,6 +27,14 @@ _EXIT_OF: tuple[tuple[type[errors.AgentError], Exit], ...] = (
     (errors.SinkUnavailable, Exit.UNAVAILABLE),
     (errors.InferenceError, Exit.UNAVAILABLE),
 )
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, so that what has been written is closed properly.
+
+    To be called after a command's imports: inside of those, an interrupt is taken for a broken package.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def exit_status(error: errors.AgentError) -> int:

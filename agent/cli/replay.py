@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli._exit import Exit, exit_status
+from agent.cli._exit import Exit, end_on_sigterm, exit_status
 from agent.cli._print import say
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def replay(
         typer.Argument(help="Recordings (.csv, .csv.gz, .csv.zst), patterns, or - for standard input."),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="Where predictions go; - is standard output.")] = "-",
-    fmt: Annotated[str, typer.Option("--format", "-f", help="jsonl or csv.")] = "jsonl",
+    fmt: Annotated[str | None, typer.Option("--format", "-f", help="jsonl or csv; told by the name otherwise.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a JSON report here.")] = None,
     min_accuracy: Annotated[
         float | None,
@@ -31,9 +31,13 @@ def replay(
     ] = None,
     speed: Annotated[str, typer.Option(help="max, real, or a factor such as 10.")] = "max",
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of one that ships.")] = None,
-    hop: Annotated[int | None, typer.Option(min=1, help="Samples from one window to the next.")] = None,
-    smoothing_s: Annotated[float | None, typer.Option(min=0, help="Time constant of the decided activity.")] = None,
-    hold_s: Annotated[float | None, typer.Option(min=0, help="How long a new activity must lead.")] = None,
+    hop: Annotated[
+        int | None, typer.Option(min=1, help="Samples from one window to the next; the bundle's own (64) otherwise.")
+    ] = None,
+    smoothing_s: Annotated[
+        float | None, typer.Option(min=0, help="Time constant of the decided activity; 1 otherwise.")
+    ] = None,
+    hold_s: Annotated[float | None, typer.Option(min=0, help="How long a new activity must lead; 0 otherwise.")] = None,
     acc_unit: Annotated[str | None, typer.Option(help="g or m/s2, over the recording's header.")] = None,
     gyro_unit: Annotated[str | None, typer.Option(help="rad/s or deg/s, over the recording's header.")] = None,
     rate_hz: Annotated[float | None, typer.Option(help="Rate of a recording that has no times.")] = None,
@@ -51,8 +55,13 @@ def replay(
     from agent.app.replay import replay as run
     from agent.core.decoders.recording import Declared
 
+    fmt = fmt or ("csv" if out.endswith((".csv", ".csv.gz")) else "jsonl")
     if fmt not in FORMATS:
         raise typer.BadParameter(f"{fmt!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
+    if min_accuracy is not None and min_accuracy != min_accuracy:
+        raise typer.BadParameter("nan is no accuracy", param_hint="--min-accuracy")
+    if report is not None and str(report) == "-":
+        raise typer.BadParameter("a report needs a file of its own", param_hint="--report")
     _check_declared(acc_unit, gyro_unit, rate_hz, device)
     flags = {
         "model.bundle": model,
@@ -71,7 +80,9 @@ def replay(
     )
     paths = expand(recordings)
     length = total_bytes(paths)
-    show = length is not None and sys.stderr.isatty() and not quiet
+    mixed = out == "-" and sys.stdout is not None and sys.stdout.isatty()
+    show = length is not None and not (quiet or mixed or sys.stderr is None) and sys.stderr.isatty()
+    end_on_sigterm()
     with _progress(length) if show and length else nullcontext(lambda _: None) as on_progress:
         result = run(paths, settings, on_progress)
     if report:
@@ -138,6 +149,8 @@ def _summary(result: "ReplayResult") -> str:
         counts = [f"{r.samples} samples", f"{r.windows} windows"]
         counts += [f"{n} {what}" for n, what in ((r.gaps, "gaps"), (r.resampled, "resampled")) if n]
         counts += [f"{n} {reason.value}" for reason, n in sorted(r.losses.items()) if n]
+        if r.error and not r.samples:
+            continue
         lines.append(f"{r.path}: {', '.join(counts)}")
         if r.bad_lines:
             shown = ", ".join(str(b["line"]) for b in r.bad_lines[:5])

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from agent.cli._exit import end_on_sigterm
+
 
 def simulate(
     activities: Annotated[
@@ -49,4 +51,5 @@ def simulate(
         realtime=realtime,
         imperfections=Imperfections(noise, jitter_ms / 1000, drop_rate),
     )
+    end_on_sigterm()
     run(settings)

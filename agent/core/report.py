@@ -41,6 +41,16 @@ class _Changes:
             yield self._waiting.popleft()
         self._gaps.popleft()
 
+    @property
+    def waits_for_gap(self) -> bool:
+        """Whether there is a gap that has not been passed."""
+        return bool(self._gaps)
+
+    def rest(self) -> Iterator[LabelChange]:
+        """Yield everything that is left."""
+        while self._waiting:
+            yield self._waiting.popleft()
+
     def _is_after_gap(self) -> bool:
         return bool(self._gaps) and self._waiting[0].seq >= self._gaps[0]
 
@@ -48,12 +58,13 @@ class _Changes:
 class _Stream:
     """The labels of one stream: what it is at a window's centre, and which onsets wait to be decided."""
 
-    def __init__(self, delays: Histogram) -> None:
+    def __init__(self, delays: Histogram, period_ns: int) -> None:
         self._at_centre, self._at_end = _Changes(), _Changes()
         self._label: str | None = None
         self._last: str | None = None
         self._open: LabelChange | None = None
         self._delays = delays
+        self._period_ns = period_ns
         self.onsets = 0
 
     def add(self, changes: Sequence[LabelChange]) -> None:
@@ -76,12 +87,20 @@ class _Stream:
         """Return the label at the window's centre; measure the delay of an onset that this decision ends."""
         for change in self._at_centre.due((prediction.t0_ns + prediction.t1_ns) // 2):
             self._label = change.label
-        for change in self._at_end.due(prediction.t1_ns):
+        # Up to the window's last point: what is labelled after it was not there to be decided, and may not be here yet.
+        for change in self._at_end.due(prediction.t1_ns - self._period_ns):
             self._take_onset(change)
         if self._open and self._open.label == prediction.activity:
             self._delays.add(prediction.t1_ns - self._open.t_ns)
             self._open = None
         return self._label
+
+    def finish(self) -> None:
+        """Count what no window came to decide."""
+        while self._at_end.waits_for_gap:
+            self.pass_gap()
+        for change in self._at_end.rest():
+            self._take_onset(change)
 
     def _take_onset(self, change: LabelChange) -> None:
         if change.label is None:
@@ -96,9 +115,10 @@ class _Stream:
 class Scorecard:
     """Collects labels and predictions of any number of streams, in any interleaving."""
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        """`labels`: the model's."""
+    def __init__(self, labels: Sequence[str], rate_hz: float) -> None:
+        """`labels`, `rate_hz`: the model's."""
         self._labels = tuple(labels)
+        self._period_ns = round(1e9 / rate_hz)
         self._delays = Histogram()
         self._streams: dict[str, _Stream] = {}
         self._finished_onsets = 0
@@ -111,7 +131,7 @@ class Scorecard:
         """Score what came of a turn; return its predictions, each with the recording's label for it, None without."""
         for batch in batches:
             if batch.truth:
-                self._streams.setdefault(batch.stream, _Stream(self._delays)).add(batch.truth)
+                self._streams.setdefault(batch.stream, _Stream(self._delays, self._period_ns)).add(batch.truth)
         gaps = [e for e in events if isinstance(e, Gap) and e.stream in self._streams]
         for gap in gaps:
             self._streams[gap.stream].expect(gap)
@@ -130,13 +150,14 @@ class Scorecard:
         truth = stream.score(p) if stream else None
         if truth is not None:
             self._confusion[truth, p.label] += 1
-            self._decided_right += p.activity == truth
+            self._decided_right += p.activity == truth and truth in self._labels
         return truth
 
     def end_stream(self, name: str) -> None:
         """Forget a stream's labels: another recording may use its name again."""
         stream = self._streams.pop(name, None)
         if stream:
+            stream.finish()
             self._finished_onsets += stream.onsets
 
     @property

@@ -178,7 +178,7 @@ class Timeline:
                 out.append(Break(seq0 + i, last, t, self._interrupted or reason))
                 self._start(t)
                 run, self._interrupted = [], None
-            elif t <= last:
+            elif is_late(t, last):
                 self.losses[Loss.DUPLICATE_TIME if t == last else Loss.BACKWARD_TIME] += 1
                 continue
             run.append(i)
@@ -228,6 +228,11 @@ class Timeline:
         self.resampled += len(grid) if self._average_ns else int(between.sum())
         hole = t[np.minimum(at + 1, len(t) - 1)] - t[at]
         self.interpolated += int((between & (hole > 1.9 * self._source_period_ns)).sum())
+
+
+def is_late(t_ns: int, last_ns: int) -> bool:
+    """Whether a sample does not move time forward, and is no clock that was set back: it is dropped."""
+    return -RESET_NS <= t_ns - last_ns <= 0
 
 
 @lru_cache(maxsize=64)

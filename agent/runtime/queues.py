@@ -8,7 +8,7 @@ import threading
 from collections import Counter, deque
 from enum import StrEnum
 
-from agent.records import Decoded, Dropped, SampleBatch
+from agent.records import Decoded, Dropped, LabelChange, SampleBatch
 
 
 class Overflow(StrEnum):
@@ -43,6 +43,7 @@ class BoundedQueue:
         self._closed = False
         self._error: Exception | None = None
         self._unreported: Counter[str] = Counter()
+        self._dropped_labels: dict[str, str | None] = {}
         self._dropped = 0
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class BoundedQueue:
                     raise self._error
                 return None
             taken: list[Decoded] = [Dropped(stream, n) for stream, n in self._unreported.items()]
-            taken += self._items
+            taken += map(self._relabelled, self._items)
             self._items.clear()
             self._held = 0
             self._unreported = Counter()
@@ -108,6 +109,17 @@ class BoundedQueue:
         self._held -= size
         self._dropped += size
         self._unreported[item.stream] += size
+        if isinstance(item, SampleBatch) and item.truth:
+            self._dropped_labels[item.stream] = item.truth[-1].label
+
+    def _relabelled(self, item: Decoded) -> Decoded:
+        """Give a batch the label that a dropped one before it had brought."""
+        if not isinstance(item, SampleBatch) or item.stream not in self._dropped_labels:
+            return item
+        label = self._dropped_labels.pop(item.stream)
+        if item.truth and item.truth[0].seq == item.seq0:
+            return item
+        return item._replace(truth=(LabelChange(item.seq0, int(item.t_ns[0]), label), *item.truth))
 
 
 def _size(item: Decoded) -> int:

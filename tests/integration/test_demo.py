@@ -13,7 +13,7 @@ from fakes import FakeClock
 from agent.adapters.embedded_broker import EmbeddedBroker
 from agent.app.demo import DemoSettings, Received, Status, Summary, demo
 from agent.core.gait import parse_script
-from agent.errors import ConfigError, ModelContractError
+from agent.errors import ModelContractError, SinkUnavailable
 
 
 class Watching:
@@ -106,7 +106,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "amqtt", None)
     monkeypatch.delitem(sys.modules, "amqtt.broker", raising=False)
 
-    with pytest.raises(ConfigError, match=r"pip install 'har-edge-agent\[demo\]'"):
+    with pytest.raises(SinkUnavailable, match=r"pip install 'har-edge-agent\[demo\]'"):
         EmbeddedBroker().start()
 
 

@@ -310,6 +310,43 @@ def test_standard_input_is_read_from_where_it_stands(good):
     check_refused(done, 65, "does not say its acc_unit")
 
 
+def test_a_recording_on_standard_input_is_not_overwritten(good):
+    with good.open("rb") as f:
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", "replay", "-", "--out", str(good)],
+            stdin=f,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+
+    check_refused(done, 2, "would be overwritten")
+    assert good.read_text() == GOOD
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_named_pipe_is_read_even_if_it_begins_with_a_single_byte(good, tmp_path, packed):
+    pipe, data = tmp_path / "pipe", gzip.compress(GOOD.encode()) if packed else GOOD.encode()
+    os.mkfifo(pipe)
+    agent = subprocess.Popen([sys.executable, "-m", "agent", "replay", "-q", str(pipe)], stdout=subprocess.PIPE)
+    # Opening waits for the reader; each write() is one that the reader may see alone.
+    with pipe.open("wb", buffering=0) as f:
+        f.write(data[:1])
+        f.write(data[1:])
+    out = agent.communicate(timeout=60)[0]
+
+    assert agent.returncode == 0
+    assert out.replace(str(pipe).encode(), b"X") == har_agent("replay", good, "-q").stdout.replace(
+        str(good).encode(), b"X"
+    )
+
+
+def test_a_name_that_ends_with_csv_gets_csv(good, tmp_path):
+    har_agent("replay", good, "--out", tmp_path / "labels.csv")
+
+    assert (tmp_path / "labels.csv").read_text().startswith("recording,device,seq,")
+
+
 def test_names_of_any_bytes_and_any_locale_are_written(good, tmp_path):
     odd = os.fsencode(tmp_path) + b"/w\xe9.csv"
     with open(odd, "wb") as f:  # noqa: PTH123  a name that is no text
@@ -330,6 +367,7 @@ def test_a_closed_standard_stream_is_a_sentence(good):
     check_refused(shell("replay - <&-"), 69, "standard input is closed")
     check_refused(shell("models list >/dev/full"), 74, "No space left")
     assert shell(f"replay {good} 2>/dev/full").returncode == 0
+    assert len(shell(f"replay {good} 2>&-").stdout.splitlines()) == 5
 
 
 def test_a_name_that_no_file_can_have_is_unavailable(good):
@@ -363,6 +401,8 @@ def test_a_report_adds_up_when_a_recording_is_given_up(tmp_path):
         ["--hop", "0"],
         ["--smoothing-s", "-1"],
         ["--rate-hz", "nan"],
+        ["--min-accuracy", "nan"],
+        ["--report", "-"],
         ["--rate-hz", "-50"],
         ["--acc-unit", "furlong"],
         ["--device", "a\nb"],

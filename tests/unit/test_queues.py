@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agent.errors import SourceUnavailable
-from agent.records import BadFrame, Dropped, Loss, SampleBatch
+from agent.records import BadFrame, Dropped, LabelChange, Loss, SampleBatch
 from agent.runtime.queues import BoundedQueue, Overflow
 
 
@@ -115,3 +115,13 @@ def test_the_first_error_comes_out_after_the_samples():
 def test_a_queue_without_room_is_refused():
     with pytest.raises(ValueError, match="at least one sample"):
         BoundedQueue(0, Overflow.BLOCK)
+
+
+def test_a_label_that_was_dropped_with_its_batch_goes_to_the_next_that_is_kept():
+    q = BoundedQueue(10, Overflow.DROP_OLDEST)
+    q.put(batch(6)._replace(truth=(LabelChange(2, 2, "walking"), LabelChange(4, 4, None))))
+    for item in (batch(6, 6, "b"), batch(6, 12), batch(4, 18)._replace(truth=(LabelChange(20, 2, "laying"),))):
+        q.put(item)
+
+    taken = [item for item in q.take(0) if isinstance(item, SampleBatch)]
+    assert [item.truth for item in taken] == [(LabelChange(12, 0, None),), (LabelChange(20, 2, "laying"),)]

@@ -133,7 +133,7 @@ def test_a_line_without_end_is_dropped_once_and_reading_goes_on():
         ),
         (HEADER.replace("rad/s", "rpm") + COLUMNS, "gyro_unit is 'rpm'"),
         (HEADER.replace("recording/1", "recording/9") + COLUMNS, "format is 'har-recording/9'"),
-        (HEADER.replace("# rate_hz: 50\n", "") + "ax,ay,az,gx,gy,gz\n", "add it with --rate-hz"),
+        (HEADER.replace("# rate_hz: 50\n", "") + "ax,ay,az,gx,gy,gz\n", "give the rate with --rate-hz if not"),
         (HEADER.replace("50", "fast") + "ax,ay,az,gx,gy,gz\n", "rate_hz is 'fast'"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "not text"),
         (b"\x00" * 200_000, "has no lines that are short enough"),
@@ -153,3 +153,42 @@ def test_a_unit_that_the_values_belie_is_refused(declared, size, meant):
 
     with pytest.raises(InputError, match=f"declared in {declared} but its size is that of {meant}"):
         decode(header + COLUMNS + rows)
+
+
+def test_without_times_a_row_that_cannot_be_read_takes_its_place_all_the_same():
+    rows = ["1,0,0,0,0,0\n", "bad\n", "2,0,0,0,0,0\n", "\n", "# note\n", "3,0,0,0,0,0\n"]
+    decoder = RecordingDecoder("file")
+    out = decoder.feed((HEADER + "ax,ay,az,gx,gy,gz\n").encode())
+    whole = RecordingDecoder("file")
+    expected = whole.feed((HEADER + "ax,ay,az,gx,gy,gz\n" + "".join(rows)).encode())
+    for row in rows:
+        out += decoder.feed(row.encode())
+
+    for decoded in (out, expected):
+        times = np.concatenate([b.t_ns for b in decoded if isinstance(b, SampleBatch)])
+        assert times.tolist() == [0, 40_000_000, 60_000_000]
+
+
+def test_bad_rows_are_told_in_the_order_of_lines():
+    long = "9" * 70_000 + "\n"
+    _, _, bad = decode(HEADER + COLUMNS + "x\n" + long + "x\n")
+
+    assert [(b.where, b.reason) for b in bad] == [(7, Loss.COLUMNS), (8, Loss.TOO_LONG), (9, Loss.COLUMNS)]
+
+
+def test_labels_of_samples_that_come_late_change_nothing():
+    times = [0, 1, 2, 4, 3, 5, 5, 6]
+    labels = "aaabaabb"
+    text = HEADER + COLUMNS + "".join(f"{t},0,0,1,0,0,0,{x}\n" for t, x in zip(times, labels, strict=True))
+    _, (batch,), _ = decode(text)
+    alone = RecordingDecoder("file")
+    pieces = [b for line in text.splitlines(keepends=True) for b in alone.feed(line.encode())]
+
+    assert batch.truth == (LabelChange(0, 0, "a"), LabelChange(3, 4 * 10**9, "b"), LabelChange(5, 5 * 10**9, "a"),
+                           LabelChange(7, 6 * 10**9, "b"))  # fmt: skip
+    assert tuple(c for b in pieces for c in b.truth) == batch.truth
+
+
+def test_a_column_that_occurs_twice_is_refused():
+    with pytest.raises(InputError, match="names ax more than once"):
+        decode(HEADER + "t,ax,ax,ay,az,gx,gy,gz\n")

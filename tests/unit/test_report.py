@@ -24,7 +24,7 @@ def batch(changes, stream="s"):
 
 
 def scored(changes, labels, **kwargs):
-    card = Scorecard(("a", "b"))
+    card = Scorecard(("a", "b"), 50.0)
     predictions = [prediction(i, label, **kwargs) for i, label in enumerate(labels)]
     return card, [t for _, t in card.take([batch(change(t, label) for t, label in changes)], predictions)]
 
@@ -85,7 +85,7 @@ def test_without_labels_there_is_no_accuracy():
 
 
 def test_streams_are_scored_apart_and_a_name_may_come_again():
-    card = Scorecard(("a", "b"))
+    card = Scorecard(("a", "b"), 50.0)
     batches = [batch([change(0, "a")], "s"), batch([change(0, "b")], "u")]
     scored = card.take(batches, [prediction(0, "a", stream=x) for x in "su"])
     assert [t for _, t in scored] == ["a", "b"]
@@ -102,7 +102,7 @@ def test_a_clock_that_was_set_back_takes_no_label_from_the_wrong_side(in_one_go)
     second = [prediction(i, "b") for i in range(2, 6)]
     one = batch(change(t, label) for t, label in before)
     two = batch(LabelChange(10_000 + round((t - 2) * 1000), round(t * S), label) for t, label in after)
-    card = Scorecard(("a", "b"))
+    card = Scorecard(("a", "b"), 50.0)
 
     if in_one_go:
         truths = [t for _, t in card.take([one, two], [*first, gap, *second])]
@@ -111,3 +111,17 @@ def test_a_clock_that_was_set_back_takes_no_label_from_the_wrong_side(in_one_go)
 
     assert truths == ["a"] * 5 + ["b"] * 3 + ["a", "a", None, None]
     assert card.as_dict()["onsets"] == {"count": 2, "missed": 2, "delay_median_s": None, "delay_p90_s": None}
+
+
+def test_a_change_right_at_a_windows_end_is_not_decided_by_it():
+    card, _ = scored([(0, "a"), (5, "b")], "aaabbbb")
+
+    assert card.as_dict()["onsets"]["delay_median_s"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_an_onset_that_no_window_came_to_decide_is_missed():
+    card, _ = scored([(0, "a"), (4, "b"), (60, "a")], "aaaabb")
+    card.end_stream("s")
+
+    assert card.as_dict()["onsets"]["count"] == 2
+    assert card.as_dict()["onsets"]["missed"] == 1

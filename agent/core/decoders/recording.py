@@ -6,7 +6,7 @@ import numpy as np
 
 from agent.core import units
 from agent.core.framing import LineFramer
-from agent.core.timeline import RATE_SAMPLES
+from agent.core.timeline import RATE_SAMPLES, is_late
 from agent.errors import InputError
 from agent.records import (
     CHANNELS,
@@ -60,6 +60,8 @@ class RecordingDecoder:
         self._columns: tuple[str, ...] = ()
         self._line = 1
         self._seq = 0
+        self._rows = 0
+        self._newest_ns: int | None = None
         self._label: str | None = None
         self._first = np.empty((0, len(CHANNELS)), np.float32)
 
@@ -70,8 +72,7 @@ class RecordingDecoder:
             InputError: the header cannot be used.
         """
         block = self._framer.feed(data)
-        out = self._decode(block) if block else []
-        return out + self._too_long()
+        return _in_order((self._decode(block) if block else []) + self._too_long())
 
     def finish(self) -> list[Decoded]:
         """End the input; a last line without a line end is torn: it is dropped and counted.
@@ -87,7 +88,7 @@ class RecordingDecoder:
             raise InputError(f"it has no line of column names, such as t,{','.join(CHANNELS)},label")
         if torn:
             out.append(BadFrame(self.device, Loss.TORN, self._line))
-        return out
+        return _in_order(out)
 
     def _too_long(self) -> list[Decoded]:
         lines, self._framer.too_long = self._framer.too_long, []
@@ -132,6 +133,9 @@ class RecordingDecoder:
                 f"its column line lacks {', '.join(missing)} (found {found!r}); "
                 f"a recording has t,{','.join(CHANNELS)} and may have label"
             )
+        twice = sorted({c for c in columns if columns.count(c) > 1 and c in (*CHANNELS, "t", "label")})
+        if twice:
+            raise InputError(f"its column line names {', '.join(twice)} more than once")
         said, given = self._header, self._declared
         if said.get("format", FORMAT) != FORMAT:
             raise InputError(f"its format is {said['format']!r}; this agent reads {FORMAT}")
@@ -148,7 +152,9 @@ class RecordingDecoder:
         self._scale = None if (factor == 1).all() else factor
         self._rate_hz = given.rate_hz or _rate(said.get("rate_hz"))
         if "t" not in columns and not self._rate_hz:
-            raise InputError("it has no column t and does not say its rate; add it with --rate-hz")
+            raise InputError(
+                "it has no column t (seconds): rename yours if it has times, or give the rate with --rate-hz if not"
+            )
         self.device = given.device or said.get("device") or self._name
         self._columns = columns
         self._has_time = "t" in columns
@@ -173,7 +179,7 @@ class RecordingDecoder:
         if not (np.abs(data) <= self._limits).all():
             return []
         labels = None if self._label_at is None else tuple(self._label_of(line) for line in lines)
-        return [self._batch(data, labels)]
+        return [self._batch(data, labels, np.arange(len(rows)), len(rows))]
 
     def _label_of(self, line: str) -> str:
         if self._label_at == len(self._columns) - 1:
@@ -186,9 +192,12 @@ class RecordingDecoder:
         bad: list[Decoded] = []
         good: list[list[float]] = []
         labels: list[str] = []
+        places: list[int] = []
+        filled = 0
         for i, row in enumerate(rows):
             if not row.strip() or row.startswith(b"#"):
                 continue
+            filled += 1
             read = self._read_row(row)
             if isinstance(read, Loss):
                 bad.append(BadFrame(self.device, read, line + i))
@@ -196,10 +205,13 @@ class RecordingDecoder:
                 numbers, label = read
                 good.append(numbers)
                 labels.append(label)
+                places.append(filled - 1)
         if not good:
+            self._rows += filled
             return bad
         data = np.array(good, np.float64).T
-        return [self._batch(data, None if self._label_at is None else tuple(labels)), *bad]
+        batch = self._batch(data, None if self._label_at is None else tuple(labels), np.array(places), filled)
+        return [batch, *bad]
 
     def _read_row(self, row: bytes) -> tuple[list[float], str] | Loss:
         try:
@@ -219,20 +231,27 @@ class RecordingDecoder:
             return Loss.TIME_RANGE if self._has_time and abs(numbers[0]) > _MAX_SECONDS else Loss.VALUE_RANGE
         return numbers, "" if self._label_at is None else self._label_of(text)
 
-    def _batch(self, data: Float64Array, labels: tuple[str, ...] | None) -> SampleBatch:
-        """`data`: float64 (7 or 6, n), time in seconds first if the recording has it."""
+    def _batch(
+        self, data: Float64Array, labels: tuple[str, ...] | None, places: Int64Array, filled: int
+    ) -> SampleBatch:
+        """`data`: float64 (7 or 6, n), time in seconds first if the recording has it.
+
+        `places`: which of the next `filled` rows these are: where there is no time, a row that cannot be read takes its
+        place all the same.
+        """
         n = data.shape[1]
         if self._has_time:
             t_ns = np.rint(data[0] * 1e9).astype(np.int64)
         else:
             assert self._rate_hz is not None
-            t_ns = np.rint(np.arange(self._seq, self._seq + n) * (1e9 / self._rate_hz)).astype(np.int64)
+            t_ns = np.rint((self._rows + places) * (1e9 / self._rate_hz)).astype(np.int64)
         values = np.ascontiguousarray(data[-len(CHANNELS) :].T, np.float32)
         if self._scale is not None:
             values *= self._scale
         self._check_unit(values)
         batch = SampleBatch(self.device, t_ns, values, self._seq, truth=self._changes(t_ns, labels))
         self._seq += n
+        self._rows += filled
         return batch
 
     def _check_unit(self, values: Float32Array) -> None:
@@ -249,11 +268,26 @@ class RecordingDecoder:
         if labels is None:
             return ()
         changes = []
+        times = t_ns.tolist()
+        newest = times[0] - 1 if self._newest_ns is None else self._newest_ns
+        forward = newest < times[0] and bool((t_ns[1:] > t_ns[:-1]).all())
         for i, label in enumerate(labels):
+            if not forward:
+                # A sample that the timeline drops says nothing about the ones that it keeps.
+                if is_late(times[i], newest):
+                    continue
+                newest = times[i]
             if label != self._label:
-                changes.append(LabelChange(self._seq + i, int(t_ns[i]), label.strip() or None))
+                changes.append(LabelChange(self._seq + i, times[i], label.strip() or None))
                 self._label = label
+        self._newest_ns = times[-1] if forward else newest
         return tuple(changes)
+
+
+def _in_order(decoded: list[Decoded]) -> list[Decoded]:
+    """Samples first, then what could not be read, by line."""
+    bad = [d for d in decoded if isinstance(d, BadFrame)]
+    return [*(d for d in decoded if not isinstance(d, BadFrame)), *sorted(bad, key=lambda frame: frame.where)]
 
 
 def _number(text: str) -> float:

@@ -1,7 +1,7 @@
 """`har-export`: build a model bundle, and measure how well such bundles do on people they have not seen."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -43,11 +43,13 @@ def train(
 ) -> None:
     """Train on every subject and write a model bundle.
 
-    Example: har-export train --data ../shared/data --out models/har-base --seed 0
+    Example: har-export train --data ../shared/data --out my-model --seed 0
     """
     torch.set_num_threads(cv.default_jobs())
-    measured = {} if metrics is None else {"crossval": _summary(metrics)}
     settings = replace(Settings(), epochs=epochs)
+    measured = {} if metrics is None else {"crossval": _summary(metrics)}
+    if measured and measured["crossval"].get("settings") != asdict(settings):
+        raise InputError(f"{metrics} was measured with other settings than these: it says nothing about this model")
     built = bundles.build(load(data), seed, settings, out.resolve().name, measured, _show_epoch)
     bundles.write(built, out)
     typer.echo(f"{built.id} written to {out}", err=True)
