@@ -40,8 +40,8 @@ _QUEUE_SAMPLES = 1500
 """Half a minute of one stream: a model call takes a thousandth of that."""
 _TURN_S = 0.1
 _STATUS_EVERY_NS = 10_000_000_000
-_LAST_MESSAGES_NS = 5_000_000_000
-"""How long what was published may take to arrive."""
+_LAST_MESSAGE_S = 5.0
+"""How long a message that was published may take to arrive after the one before it."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,9 @@ def demo(
         audience.started(model.id, f"{broker.host}:{broker.port}")
         reader.start()
         interrupted = _play(engine, reader, subscriber, show, stopping)
-        engine.close()
+        # Before the sink disconnects: the embedded broker drops what a client that leaves has only just sent.
         show.drain(subscriber, sink.predictions)
+        engine.close()
         counts = [pipeline.finish(name) for name in pipeline.counts()]
         return Summary(
             show.status(),
@@ -259,12 +260,9 @@ class _Show:
         self._audience.received(Received(message, truth, end_to_end_ns / 1e6))
 
     def drain(self, subscriber: MqttSubscriber, published: int) -> None:
-        """Wait for messages that are on their way, within a deadline."""
-        deadline_ns = self._clock.monotonic_ns() + _LAST_MESSAGES_NS
-        while len(self.ids) < published and self._clock.monotonic_ns() < deadline_ns:
-            message = subscriber.poll(_TURN_S)
-            if message is not None:
-                self.receive(message)
+        """Wait for messages that are on their way, as long as they keep coming."""
+        while len(self.ids) < published and (message := subscriber.poll(_LAST_MESSAGE_S)) is not None:
+            self.receive(message)
 
     def report_when_due(self) -> None:
         """Tell the audience how it goes, every ten seconds."""

@@ -69,6 +69,7 @@ def test_the_shipped_model_knows_simulated_people(seed: int, watching: Watching)
     )
     summary = demo(DemoSettings(script=script, duration_s=100, seed=seed), watching, clock=FakeClock())
 
+    assert summary.complete
     assert summary.score["accuracy"] >= 0.85
     assert summary.score["unknown_windows"] == 0
 
