@@ -58,10 +58,7 @@ def replay(
     fmt = fmt or ("csv" if out.endswith((".csv", ".csv.gz")) else "jsonl")
     if fmt not in FORMATS:
         raise typer.BadParameter(f"{fmt!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
-    if min_accuracy is not None and min_accuracy != min_accuracy:
-        raise typer.BadParameter("nan is no accuracy", param_hint="--min-accuracy")
-    if report is not None and str(report) == "-":
-        raise typer.BadParameter("a report needs a file of its own", param_hint="--report")
+    _check_report(report, min_accuracy)
     _check_declared(acc_unit, gyro_unit, rate_hz, device)
     flags = {
         "model.bundle": model,
@@ -92,7 +89,15 @@ def replay(
     _finish(result, min_accuracy)
 
 
+def _check_report(report: Path | None, min_accuracy: float | None) -> None:
+    if min_accuracy is not None and min_accuracy != min_accuracy:
+        raise typer.BadParameter("nan is no accuracy", param_hint="--min-accuracy")
+    if report is not None and str(report) == "-":
+        raise typer.BadParameter("a report needs a file of its own", param_hint="--report")
+
+
 def _check_declared(acc_unit: str | None, gyro_unit: str | None, rate_hz: float | None, device: str | None) -> None:
+    from agent.core.decoders.recording import is_rate
     from agent.core.units import ACC_UNITS, GYRO_UNITS
 
     for flag, unit, known in (("--acc-unit", acc_unit, ACC_UNITS), ("--gyro-unit", gyro_unit, GYRO_UNITS)):
@@ -100,7 +105,7 @@ def _check_declared(acc_unit: str | None, gyro_unit: str | None, rate_hz: float 
             raise typer.BadParameter(f"{unit!r} is not one of {', '.join(known)}", param_hint=flag)
     if device is not None and not (device.strip() and device.isprintable()):
         raise typer.BadParameter("a device's name is one line of printable text", param_hint="--device")
-    if rate_hz is not None and not 1e-3 <= rate_hz <= 1e6:
+    if rate_hz is not None and not is_rate(rate_hz):
         raise typer.BadParameter(f"{rate_hz:g} is no rate of a sensor", param_hint="--rate-hz")
 
 

@@ -37,6 +37,7 @@ from agent.core.gait_coefficients import (
     People,
     Residual,
 )
+from agent.core.timeline import MAX_RATE_HZ, MIN_RATE_HZ
 from agent.records import CHANNELS, Float32Array, Float64Array, Int8Array, Int64Array, LabelChange
 
 TRANSITION = "transition"
@@ -45,7 +46,6 @@ recordings."""
 
 LABELS = (*ACTIVITIES, TRANSITION)
 
-MIN_RATE_HZ, MAX_RATE_HZ = 10.0, 400.0
 ACC_RANGE_G = 2.0
 """Where the recorded accelerometers clip."""
 

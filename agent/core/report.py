@@ -41,11 +41,6 @@ class _Changes:
             yield self._waiting.popleft()
         self._gaps.popleft()
 
-    @property
-    def waits_for_gap(self) -> bool:
-        """Whether there is a gap that has not been passed."""
-        return bool(self._gaps)
-
     def rest(self) -> Iterator[LabelChange]:
         """Yield everything that is left."""
         while self._waiting:
@@ -97,8 +92,6 @@ class _Stream:
 
     def finish(self) -> None:
         """Count what no window came to decide."""
-        while self._at_end.waits_for_gap:
-            self.pass_gap()
         for change in self._at_end.rest():
             self._take_onset(change)
 

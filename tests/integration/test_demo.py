@@ -69,7 +69,8 @@ def test_the_shipped_model_knows_simulated_people(seed: int, watching: Watching)
     )
     summary = demo(DemoSettings(script=script, duration_s=100, seed=seed), watching, clock=FakeClock())
 
-    assert summary.complete
+    # A sensor on a fake clock gives 100 s at once: a busy machine's queue may drop some, but no message is ever lost.
+    assert summary.published == summary.received
     assert summary.score["accuracy"] >= 0.85
     assert summary.score["unknown_windows"] == 0
 

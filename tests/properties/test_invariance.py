@@ -1,6 +1,6 @@
 """What holds for any input, whatever way it is cut: found by hypothesis, kept by the seed it prints."""
 
-from itertools import pairwise
+from itertools import cycle, pairwise
 from unittest.mock import patch
 
 import numpy as np
@@ -136,12 +136,20 @@ GOOD_ROWS = st.tuples(st.integers(0, 10**6), st.sampled_from([b"", b"walking", b
 LINES = st.lists(st.one_of(GOOD_ROWS, GOOD_ROWS, ROWS, st.binary(max_size=30), st.just(b"# note")), max_size=40)
 
 
+def cut_bytes(data, sizes):
+    """Cut bytes into pieces of the given sizes, over and over, to the end."""
+    at = 0
+    for size in cycle(sizes):
+        if at >= len(data):
+            return
+        yield data[at : at + size]
+        at += size
+
+
 def decode(data, sizes):
-    decoder, out, at, i = RecordingDecoder("n"), [], 0, 0
-    while at < len(data):
-        out += decoder.feed(data[at : at + sizes[i % len(sizes)]])
-        at += sizes[i % len(sizes)]
-        i += 1
+    decoder, out = RecordingDecoder("n"), []
+    for piece in cut_bytes(data, sizes):
+        out += decoder.feed(piece)
     out += decoder.finish()
     batches = [b for b in out if isinstance(b, SampleBatch)]
     rows = [(t, *v) for b in batches for t, v in zip(b.t_ns.tolist(), b.values.tolist(), strict=True)]
@@ -184,11 +192,8 @@ def test_no_bytes_raise_anything_but_an_input_error(data, with_header, sizes):
 @settings(deadline=None, max_examples=300)
 def test_lines_do_not_depend_on_how_bytes_are_cut(data, one, other):
     def lines(sizes):
-        framer, out, at, i = LineFramer(), b"", 0, 0
-        while at < len(data):
-            out += framer.feed(data[at : at + sizes[i % len(sizes)]])
-            at += sizes[i % len(sizes)]
-            i += 1
+        framer = LineFramer()
+        out = b"".join(framer.feed(piece) for piece in cut_bytes(data, sizes))
         whole, torn = framer.finish()
         return out + whole, torn
 
@@ -203,11 +208,8 @@ def test_lines_that_are_too_long_do_not_depend_on_how_bytes_are_cut(lengths, end
     data = b"".join(b"x" * n + end for n in lengths)
 
     def read(sizes):
-        framer, out, at, i = LineFramer(), b"", 0, 0
-        while at < len(data):
-            out += framer.feed(data[at : at + sizes[i % len(sizes)]])
-            at += sizes[i % len(sizes)]
-            i += 1
+        framer = LineFramer()
+        out = b"".join(framer.feed(piece) for piece in cut_bytes(data, sizes))
         return out + framer.finish()[0], framer.too_long
 
     with patch.object(framing, "MAX_LINE", 10):

@@ -290,6 +290,11 @@ def _in_order(decoded: list[Decoded]) -> list[Decoded]:
     return [*(d for d in decoded if not isinstance(d, BadFrame)), *sorted(bad, key=lambda frame: frame.where)]
 
 
+def is_rate(rate_hz: float) -> bool:
+    """Whether a declared rate is one that a sensor could have; NaN is not."""
+    return 1e-3 <= rate_hz <= 1e6
+
+
 def _number(text: str) -> float:
     # float() takes 1_000 for a number; a recording does not.
     if "_" in text:
@@ -304,6 +309,6 @@ def _rate(text: str | None) -> float | None:
         rate = _number(text)
     except ValueError as e:
         raise InputError(f"its rate_hz is {text!r}, which is not a number") from e
-    if not 1e-3 <= rate <= 1e6:
+    if not is_rate(rate):
         raise InputError(f"its rate_hz is {text!r}, which is no rate")
     return rate

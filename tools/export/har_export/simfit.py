@@ -275,11 +275,6 @@ def _hats(u: Array, grid: Array) -> Array:
     return np.asarray(np.clip(1 - np.abs(u[:, None] - grid) * (len(grid) - 1), 0, 1))
 
 
-def _gravity(recording: Recording, part: slice) -> Array:
-    gravity: Array = recording.values[part, :3].mean(axis=0, dtype=np.float64)
-    return gravity
-
-
 def _mean_gravity(recordings: Sequence[Recording], name: str) -> Array:
     """Mean acceleration (3,) over all samples with the label `name`."""
     at = LABELS.index(name)

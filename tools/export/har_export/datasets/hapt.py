@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.errors import InputError
-from agent.records import Float32Array
-from har_export.datasets.records import TEST_SUBJECTS, Recording, from_publisher
+from har_export.datasets.records import TEST_SUBJECTS, Recording, from_publisher, read_table
 
 RATE_HZ = 50.0
 NPZ_KEYS = frozenset({"acc", "gyro", "acc_scale", "gyro_scale", "offset", "exp", "user", "y"})
@@ -44,15 +43,15 @@ def read_folder(raw_data: Path) -> list[Recording]:
     Raises:
         InputError: a file is missing or does not fit its partner.
     """
-    rows = _table(raw_data / "labels.txt", 5).astype(np.int64)
+    rows = read_table(raw_data / "labels.txt", 5, "HAPT").astype(np.int64)
     recordings = []
     for path in sorted(raw_data.glob("acc_exp*_user*.txt")):
         match = _NAME.fullmatch(path.name)
         if match is None or int(match[2]) in TEST_SUBJECTS:
             continue
         experiment, subject = int(match[1]), int(match[2])
-        acc = _table(path, 3)
-        gyro = _table(path.with_name(path.name.replace("acc_", "gyro_", 1)), 3)
+        acc = read_table(path, 3, "HAPT")
+        gyro = read_table(path.with_name(path.name.replace("acc_", "gyro_", 1)), 3, "HAPT")
         if len(acc) != len(gyro):
             raise InputError(f"{path} has {len(acc)} rows and its gyroscope file has {len(gyro)}")
         code = np.zeros(len(acc), np.int64)
@@ -61,13 +60,3 @@ def read_folder(raw_data: Path) -> list[Recording]:
         values = np.concatenate([acc, gyro], axis=1)
         recordings.append(Recording(subject, experiment, RATE_HZ, values, from_publisher(code)))
     return recordings
-
-
-def _table(path: Path, columns: int) -> Float32Array:
-    try:
-        table = np.loadtxt(path, dtype=np.float32, ndmin=2)
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path} cannot be read: {e}") from e
-    if table.shape[1] != columns:
-        raise InputError(f"{path} has {table.shape[1]} columns, where HAPT has {columns}")
-    return table

@@ -1,10 +1,12 @@
 """What every dataset reader returns, in the agent's units: g and rad/s."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.errors import InputError
 from agent.records import Float32Array, Int64Array
 
 LABELS = (
@@ -70,3 +72,18 @@ def no_windows() -> Windows:
 def from_publisher(code: npt.ArrayLike) -> Int64Array:
     """Turn the publishers' numbers (0 unlabelled, 1 to 6 activities, 7 to 12 transitions) into label indices."""
     return np.minimum(np.asarray(code, np.int64) - 1, TRANSITION)
+
+
+def read_table(path: Path, columns: int, dataset: str) -> Float32Array:
+    """Read a text file of numbers, float32 (rows, `columns`). `dataset`: whose layout it is, for the error.
+
+    Raises:
+        InputError: it cannot be read, or has another number of columns.
+    """
+    try:
+        table = np.loadtxt(path, dtype=np.float32, ndmin=2)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read: {e}") from e
+    if table.shape[1] != columns:
+        raise InputError(f"{path} has {table.shape[1]} columns, where {dataset} has {columns}")
+    return table

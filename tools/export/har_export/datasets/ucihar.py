@@ -6,7 +6,7 @@ import numpy as np
 
 from agent.errors import InputError
 from agent.records import Float32Array
-from har_export.datasets.records import TEST_SUBJECTS, Windows, from_publisher
+from har_export.datasets.records import TEST_SUBJECTS, Windows, from_publisher, read_table
 
 WINDOW = 128
 NPZ_KEYS = frozenset({"X", "channels", "y", "subject"})
@@ -48,9 +48,11 @@ def read_folder(dataset: Path) -> Windows:
     for part in ("train", "test"):
         if not (dataset / part).is_dir():
             continue
-        signals = [_rows(dataset / part / "Inertial Signals" / f"{s}_{part}.txt", WINDOW) for s in SIGNALS]
-        label.append(_rows(dataset / part / f"y_{part}.txt", 1)[:, 0])
-        subject.append(_rows(dataset / part / f"subject_{part}.txt", 1)[:, 0])
+        signals = [
+            read_table(dataset / part / "Inertial Signals" / f"{s}_{part}.txt", WINDOW, "UCI HAR") for s in SIGNALS
+        ]
+        label.append(read_table(dataset / part / f"y_{part}.txt", 1, "UCI HAR")[:, 0])
+        subject.append(read_table(dataset / part / f"subject_{part}.txt", 1, "UCI HAR")[:, 0])
         if len({len(x) for x in (*signals, label[-1], subject[-1])}) != 1:
             raise InputError(f"{dataset / part}: the signals, labels and subjects differ in their number of rows")
         values.append(np.stack(signals, axis=2))
@@ -61,13 +63,3 @@ def _training_subjects(values: Float32Array, label: np.ndarray, subject: np.ndar
     subject = subject.astype(np.int64)
     keep = ~np.isin(subject, sorted(TEST_SUBJECTS))
     return Windows(np.ascontiguousarray(values[keep], np.float32), from_publisher(label[keep]), subject[keep])
-
-
-def _rows(path: Path, columns: int) -> Float32Array:
-    try:
-        table = np.loadtxt(path, dtype=np.float32, ndmin=2)
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path} cannot be read: {e}") from e
-    if table.shape[1] != columns:
-        raise InputError(f"{path} has {table.shape[1]} values a row, where UCI HAR has {columns}")
-    return table
