@@ -7,12 +7,25 @@ with its line; unknown keys are refused with a suggestion.
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.core.decision import DecisionSettings
+from agent.core.settings import (
+    AgentSettings,
+    BrokerSettings,
+    CommandSettings,
+    HomeAssistantSettings,
+    ModelSettings,
+    MqttInSettings,
+    MqttSettings,
+    OutboxSettings,
+    SerialSettings,
+    TelemetrySettings,
+    WindowSettings,
+)
 from agent.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/har-agent/config.toml")
@@ -21,31 +34,35 @@ PREFIX = "HAR_AGENT__"
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """`bundle`: a bundle's folder, or the name of one that ships with the agent."""
-
-    bundle: str = "har-base"
-
-
-@dataclass(frozen=True)
-class WindowSettings:
-    """`hop`: samples from one window to the next at the model's rate; the bundle's own where it is not set."""
-
-    hop: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a hop that moves nothing."""
-        if self.hop is not None and self.hop < 1:
-            raise ValueError(f"hop must be 1 or more samples, not {self.hop}")
-
-
-@dataclass(frozen=True)
 class Config:
-    """Everything that can be configured, one field a section."""
+    """Everything that can be configured: a field for each section, or for each family of named sections."""
 
+    agent: AgentSettings = field(default_factory=AgentSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     window: WindowSettings = field(default_factory=WindowSettings)
     decision: DecisionSettings = field(default_factory=DecisionSettings)
+    serial: Mapping[str, SerialSettings] = field(default_factory=dict)
+    mqtt_in: MqttInSettings = field(default_factory=MqttInSettings)
+    broker: Mapping[str, BrokerSettings] = field(default_factory=lambda: {"local": BrokerSettings()})
+    mqtt: MqttSettings = field(default_factory=MqttSettings)
+    outbox: OutboxSettings = field(default_factory=OutboxSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    homeassistant: HomeAssistantSettings = field(default_factory=HomeAssistantSettings)
+    commands: CommandSettings = field(default_factory=CommandSettings)
+
+
+class Loaded(NamedTuple):
+    """A configuration, and where each value that is not a default came from, by `section.key`."""
+
+    config: Config
+    origin: Mapping[str, str]
+
+
+def section_kind(name: str) -> tuple[type, bool]:
+    """Return the dataclass of a section of `Config`, and whether it is a family of named ones."""
+    hint = typing.get_type_hints(Config)[name]
+    named = typing.get_origin(hint) is not None
+    return (typing.get_args(hint)[1] if named else hint), named
 
 
 def load(
@@ -53,7 +70,16 @@ def load(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Build the effective configuration.
+    """Build the effective configuration; see `load_with_origins`."""
+    return load_with_origins(path, environ, flags).config
+
+
+def load_with_origins(
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Build the effective configuration, and tell where each value came from.
 
     `path`: the file to read; otherwise the one that `HAR_AGENT_CONFIG` names, otherwise `DEFAULT_PATH` if it exists.
     `flags`: "section.key" -> value, None where a flag was not given.
@@ -63,14 +89,16 @@ def load(
     """
     environ = os.environ if environ is None else environ
     source, text = _read(path, environ)
-    raw = _parse(source, text)
     problems: list[str] = []
     origin: dict[str, str] = {}
     tree: dict[str, dict[str, Any]] = {}
-    for section, body in raw.items():
-        if not isinstance(body, dict):
-            where = f"{source}:{_line(text, '', section)}"
-            problems.append(f"{where}: {section} stands outside of a section{_suggest_section()}")
+    families = [f.name for f in fields(Config) if section_kind(f.name)[1]]
+    for section, body in _sections(_parse(source, text), families):
+        if body is None:
+            key = section.rpartition(".")[2]
+            where = f"{source}:{_line(text, section.rpartition('.')[0], key)}"
+            hint = f"; it belongs under [{section.partition('.')[0]}.NAME]" if "." in section else _suggest_section()
+            problems.append(f"{where}: {key} stands outside of a section{hint}")
             continue
         tree[section] = dict(body)
         origin |= {f"{section}.{key}": f"{source}:{_line(text, section, key)}" for key in body}
@@ -78,22 +106,39 @@ def load(
     for name, value in environ.items():
         if not name.startswith(PREFIX):
             continue
-        parts = name.removeprefix(PREFIX).lower().split("__")
-        if len(parts) != 2:
-            problems.append(f"{name}: it must be {PREFIX}SECTION__KEY")
+        *path_to, key = name.removeprefix(PREFIX).lower().split("__")
+        if len(path_to) != 1 + (path_to[:1] != [] and path_to[0] in families):
+            problems.append(f"{name}: it must be {PREFIX}SECTION__KEY, or {PREFIX}SECTION__NAME__KEY")
             continue
-        tree.setdefault(parts[0], {})[parts[1]] = _Text(value)
-        origin[".".join(parts)] = name
-        origin.setdefault(parts[0], name)
+        section = _same_name(".".join(path_to), tree)
+        tree.setdefault(section, {})[key] = _Text(value)
+        origin[f"{section}.{key}"] = name
+        origin.setdefault(section, name)
     for name, value in (flags or {}).items():
         if value is not None:
-            section, _, key = name.partition(".")
+            section, _, key = name.rpartition(".")
             tree.setdefault(section, {})[key] = value
             origin[name] = f"--{key.replace('_', '-')}"
+            origin.setdefault(section, origin[name])
     config = _build(tree, origin, problems)
     if problems:
         raise ConfigError("the configuration cannot be used:\n  " + "\n  ".join(problems))
-    return config
+    return Loaded(config, origin)
+
+
+def _sections(raw: Mapping[str, Any], families: list[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Every section with its keys, named ones as `family.name`; None for what is no section."""
+    for section, body in raw.items():
+        if section in families and isinstance(body, dict):
+            for name, inner in body.items():
+                yield f"{section}.{name}", inner if isinstance(inner, dict) else None
+        else:
+            yield section, body if isinstance(body, dict) else None
+
+
+def _same_name(section: str, tree: Mapping[str, Any]) -> str:
+    """The section that an environment variable means, which can spell neither capitals nor hyphens."""
+    return next((s for s in tree if s.lower().replace("-", "_") == section), section)
 
 
 class _Text(str):
@@ -125,13 +170,16 @@ def _parse(source: str, text: str) -> dict[str, Any]:
 
 
 def _build(tree: Mapping[str, Mapping[str, Any]], origin: Mapping[str, str], problems: list[str]) -> Config:
-    sections = {f.name: typing.cast("type", f.type) for f in fields(Config)}
-    built = {}
+    sections = {f.name: section_kind(f.name) for f in fields(Config)}
+    built: dict[str, Any] = {}
     for section, body in tree.items():
-        if section not in sections:
+        family, _, name = section.partition(".")
+        if family not in sections or ("." in section and not sections[family][1]):
             problems.append(f"{origin[section]}: there is no section [{section}]{_suggest(section, sections)}")
             continue
-        known = typing.get_type_hints(sections[section])
+        kind, named = sections[family]
+        known = typing.get_type_hints(kind)
+        known = {f.name: known[f.name] for f in fields(kind)}
         values = {}
         for key, value in body.items():
             where = origin[f"{section}.{key}"]
@@ -141,11 +189,15 @@ def _build(tree: Mapping[str, Mapping[str, Any]], origin: Mapping[str, str], pro
             try:
                 values[key] = _convert(value, known[key])
                 # Each value on its own first, so that every problem is told and not only a section's first.
-                sections[section](**{key: values[key]})
+                kind(**{key: values[key]})
             except (ValueError, OverflowError) as e:
                 problems.append(f"{where}: {section}.{key}: {e}")
-        if not problems:
-            built[section] = sections[section](**values)
+        if problems:
+            continue
+        if named:
+            built.setdefault(family, {})[name] = kind(**values)
+        else:
+            built[family] = kind(**values)
     return Config(**built)
 
 

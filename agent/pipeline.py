@@ -23,7 +23,6 @@ from agent.records import (
     Float32Array,
     Float64Array,
     Gap,
-    GapReason,
     Loss,
     Origin,
     Prediction,
@@ -136,8 +135,9 @@ class Pipeline:
                 stream = _Stream(item.stream, self._manifest, self._hop, self._settings)
                 self._streams[item.stream] = stream
             if isinstance(item, Dropped):
-                stream.losses[Loss.QUEUE_FULL] += item.samples
-                stream.timeline.interrupt(GapReason.QUEUE_FULL)
+                if item.samples:
+                    stream.losses[Loss.QUEUE_FULL] += item.samples
+                stream.timeline.interrupt(item.reason)
             else:
                 events += self._ingest(stream, item)
         events += self._score()

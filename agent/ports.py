@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from agent.records import Decoded, Float32Array, PowerReading, Scores, Turn
+from agent.records import Ack, Decoded, Float32Array, LinkState, Outgoing, PowerReading, Scores, Stored, Turn
 
 
 class Model(Protocol):
@@ -64,6 +64,9 @@ class Clock(Protocol):
     def wall_ns(self) -> int:
         """Nanoseconds since the Unix epoch, which may be wrong: see `synced`."""
 
+    def synced(self) -> bool:
+        """Whether something keeps the wall clock right, as far as the system knows."""
+
     def sleep(self, seconds: float) -> None:
         """Block for `seconds`."""
 
@@ -73,3 +76,70 @@ class PowerMeter(Protocol):
 
     def read(self) -> PowerReading:
         """Return the power drawn now. May block for the meter's own conversion time."""
+
+
+class Decoder(Protocol):
+    """Bytes of one stream in; samples, and counted reasons for what could not be read, out. Does no I/O."""
+
+    def feed(self, data: bytes, t_rx_ns: int) -> list[Decoded]:
+        """Decode what is complete with `data`, which came at `t_rx_ns`; keep the rest."""
+
+    def reset(self) -> list[Decoded]:
+        """The connection broke: count what is incomplete, forget it, and interrupt the stream."""
+
+
+class Outbox(Protocol):
+    """Messages that must not be lost, in order, until they are removed. Used from one thread."""
+
+    def append(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Store messages and return their keys; as durable as configured on return. May block on the disk.
+
+        Never raises for a disk's sake: what cannot be written to disk is held in memory, and `problem` says so.
+        """
+
+    def remove(self, keys: Sequence[int]) -> None:
+        """Forget messages; unknown keys are no error. May be written with the next `append`."""
+
+    def oldest(self, n: int, after: int = 0) -> list[Stored]:
+        """Return up to `n` messages with keys above `after`, in order."""
+
+    @property
+    def depth(self) -> int:
+        """Messages held."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the messages held."""
+
+    @property
+    def dropped(self) -> int:
+        """Messages let go, oldest first, because the byte cap was reached."""
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the storage, for people; None if nothing is."""
+
+    def tick(self) -> None:
+        """Do what is due: write delayed removals, try the disk again. May block on the disk."""
+
+    def close(self) -> None:
+        """Write everything out and release. Idempotent."""
+
+
+class Link(Protocol):
+    """A connection to brokers that comes and goes by itself. Nothing here blocks on the network, or raises for it."""
+
+    def state(self) -> LinkState:
+        """Return where the link stands now."""
+
+    def offer(self, message: Outgoing) -> int | None:
+        """Hand over one message at QoS 1; None while the link is away or takes no more before acknowledgements."""
+
+    def acknowledged(self) -> list[Ack]:
+        """Return the broker's answers since the last call."""
+
+    def disturb(self, problem: str) -> None:
+        """Give the connection up, because of `problem`, and try the next broker."""
+
+    def close(self) -> None:
+        """Disconnect. Blocks no longer than its own deadline. Idempotent."""

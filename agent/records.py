@@ -43,6 +43,16 @@ class Loss(StrEnum):
     INFERENCE = "model_failed"
     PARTIAL_WINDOW = "partial_window"
     QUEUE_FULL = "queue_full"
+    CHECKSUM = "bad_checksum"
+    FRAME = "bad_frame"
+    VERSION = "unknown_version"
+    GARBAGE = "bytes_outside_frames"
+    MISSED = "missed_samples"
+    JSON = "not_json"
+    KEYS = "missing_keys"
+    TOO_LARGE = "payload_too_large"
+    TOPIC = "unexpected_topic"
+    TOO_MANY_DEVICES = "too_many_devices"
 
 
 class GapReason(StrEnum):
@@ -51,6 +61,7 @@ class GapReason(StrEnum):
     MISSING = "missing_samples"
     TIME_RESET = "time_went_back"
     QUEUE_FULL = "queue_full"
+    DISCONNECTED = "disconnected"
 
 
 class Origin(StrEnum):
@@ -85,18 +96,26 @@ class SampleBatch(NamedTuple):
 
 
 class BadFrame(NamedTuple):
-    """Something that a decoder could not read. `where`: line number (text) or byte offset (binary), from 1."""
+    """Something that a decoder could not read. `where`: line number (text) or byte offset (binary), from 1.
+
+    `amount`: how many of them, for bytes outside frames and samples that a sequence number says are missing.
+    """
 
     stream: str
     reason: Loss
     where: int
+    amount: int = 1
 
 
 class Dropped(NamedTuple):
-    """`samples` of a stream were let go here, because a queue was full; what follows does not continue what came."""
+    """The stream is interrupted here: what follows does not continue what came.
+
+    `samples`: how many were let go, because a queue was full; 0 when a port was unplugged and nobody can know.
+    """
 
     stream: str
     samples: int
+    reason: GapReason = GapReason.QUEUE_FULL
 
 
 class Gap(NamedTuple):
@@ -187,6 +206,42 @@ class Refused(NamedTuple):
 
     stream: str
     reason: str
+
+
+class Outgoing(NamedTuple):
+    """A message to publish at QoS 1."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+class Stored(NamedTuple):
+    """A message in the outbox. `key` grows with every message that was ever stored there."""
+
+    key: int
+    topic: str
+    payload: bytes
+
+
+class Ack(NamedTuple):
+    """The broker's answer to the message that was offered under `token`, at `t_ns`; `refusal` is for people."""
+
+    token: int
+    t_ns: int
+    refusal: str | None = None
+
+
+class LinkState(NamedTuple):
+    """Where a link stands. `session`: number of the connection, from 1; what was offered in another one is void.
+
+    `broker`: name of the broker that is connected, or tried. `problem`: for people, None while all is well.
+    """
+
+    connected: bool
+    session: int
+    broker: str
+    problem: str | None = None
 
 
 class PowerReading(NamedTuple):

@@ -53,6 +53,7 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.now_ns = 0
+        self.is_synced = True
         self.slept: list[float] = []
 
     def monotonic_ns(self) -> int:
@@ -60,6 +61,9 @@ class FakeClock:
 
     def wall_ns(self) -> int:
         return 1_700_000_000_000_000_000 + self.now_ns
+
+    def synced(self) -> bool:
+        return self.is_synced
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

@@ -19,7 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from agent.cli import COMMANDS, build
-from agent.config import PATH_VARIABLE, PREFIX, Config
+from agent.config import PATH_VARIABLE, PREFIX, Config, section_kind
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS / "results"
@@ -71,13 +71,13 @@ def configuration() -> str:
         "Unknown keys are errors, and every error is told at once, with its line.\n",
     ]
     for section in fields(Config):
-        kind = get_type_hints(Config)[section.name]
-        lines.append(f"\n## [{section.name}]\n\n{cleandoc(kind.__doc__ or '')}\n\n")
+        kind, named = section_kind(section.name)
+        lines.append(f"\n## [{section.name}{'.NAME' if named else ''}]\n\n{cleandoc(kind.__doc__ or '')}\n\n")
         lines.append("| key | kind | default |\n|---|---|---|\n")
         for key in fields(kind):
             hint = get_type_hints(kind)[key.name]
             names = [t.__name__ for t in get_args(hint) or (hint,) if t is not type(None)]
-            default = "not set" if key.default is None else f"`{json.dumps(key.default)}`"
+            default = "not set" if key.default in (None, "") else f"`{json.dumps(key.default)}`"
             lines.append(f"| `{key.name}` | {' or '.join(names)} | {default} |\n")
     return "".join(lines)
 

@@ -68,7 +68,7 @@ class Engine:
         items = [d for d in decoded if not isinstance(d, BadFrame)]
         batches = [d for d in items if isinstance(d, SampleBatch)]
         for frame in bad:
-            self.bad[frame.stream][frame.reason] += 1
+            self.bad[frame.stream][frame.reason] += frame.amount
         spent_ns = self._model.spent_ns
         events = self._pipeline.feed(items)
         timings = self._timings(batches, events, start_ns, self._model.spent_ns - spent_ns)
