@@ -4,8 +4,9 @@ One `feed` makes at most one model call per `max_batch` windows, whatever stream
 stream does not depend on how its samples were cut into batches, nor on what other streams are doing.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from agent.core.decision import Decision, DecisionSettings, calibrated
 from agent.core.manifest import Manifest
 from agent.core.timeline import Break, RateError, Timeline, grid_offset_ns
 from agent.core.window import WindowRing
-from agent.errors import InferenceError
+from agent.errors import InferenceError, ModelContractError
 from agent.ports import Model
 from agent.records import (
     ActivityChange,
@@ -23,6 +24,7 @@ from agent.records import (
     Float32Array,
     Float64Array,
     Gap,
+    GapReason,
     Loss,
     Origin,
     Prediction,
@@ -34,6 +36,9 @@ from agent.records import (
 
 MAX_BATCH = 256
 """Windows in one model call: beyond this a batch gains little and costs memory."""
+
+_FEW_STREAMS = 8
+"""Beyond this something is always about to be complete."""
 
 
 class StreamCounts(NamedTuple):
@@ -56,16 +61,23 @@ class StreamCounts(NamedTuple):
 class _Stream:
     """Everything that is remembered of one stream."""
 
-    def __init__(self, name: str, manifest: Manifest, hop: int, settings: DecisionSettings) -> None:
+    def __init__(self, name: str, manifest: Manifest, hop: int, settings: DecisionSettings, seq0: int) -> None:
         self.name = name
         self.timeline = Timeline(manifest.input.rate_hz)
         self.ring = WindowRing(manifest.input.window, hop)
         self.decision = Decision(manifest.labels, settings)
-        self.seq = 0
+        self.seq0 = self.seq = seq0
+        self.t_rx_ns: int | None = None
         self.samples = 0
         self.gaps = 0
         self.refused = False
         self.losses: Counter[Loss] = Counter()
+
+    def due_ns(self, period_ns: float) -> int:
+        """When its next window can be complete at the earliest; 0 if its rate is not known yet."""
+        if self.timeline.source_rate_hz is None or self.t_rx_ns is None:
+            return 0
+        return self.t_rx_ns + int((self.ring.missing - 1) * period_ns)
 
     def counts(self) -> StreamCounts:
         timeline = self.timeline
@@ -73,7 +85,7 @@ class _Stream:
             timeline.source_rate_hz,
             timeline.delay_ns,
             self.samples,
-            self.seq,
+            self.seq - self.seq0,
             self.gaps,
             timeline.resampled,
             timeline.interpolated,
@@ -108,9 +120,12 @@ class Pipeline:
         self._model = model
         self._manifest = manifest
         self._settings = settings or DecisionSettings()
+        self._own_hop = hop
         self._hop = manifest.input.hop if hop is None else hop
+        self._seq0 = 0
         WindowRing(manifest.input.window, self._hop)
-        self._threshold = manifest.calibration.novelty_threshold
+        self._set_threshold: float | None = None
+        self._threshold = self.novelty_threshold
         self.period_ns = 1e9 / manifest.input.rate_hz
         """Between two grid points."""
         self._span_ns = int(grid_offset_ns(np.asarray(manifest.input.window), manifest.input.rate_hz))
@@ -118,6 +133,8 @@ class Pipeline:
         self._batch = np.empty((max_batch, manifest.input.window, len(manifest.input.channels)), np.float32)
         self._filled = 0
         self._staged: list[_Staged | Gap | Refused] = []
+        self.tap: Callable[[Float32Array], None] | None = None
+        """Is shown the windows of each model call, float32 (B, window, 6) in g and rad/s; copies what it keeps."""
 
     def counts(self) -> dict[str, StreamCounts]:
         """Return what became of each stream's samples so far."""
@@ -132,16 +149,36 @@ class Pipeline:
         for item in items:
             stream = self._streams.get(item.stream)
             if stream is None:
-                stream = _Stream(item.stream, self._manifest, self._hop, self._settings)
+                stream = _Stream(item.stream, self._manifest, self._hop, self._settings, self._seq0)
                 self._streams[item.stream] = stream
             if isinstance(item, Dropped):
                 if item.samples:
                     stream.losses[Loss.QUEUE_FULL] += item.samples
+                if item.reason is GapReason.DISCONNECTED:
+                    stream.refused = False
                 stream.timeline.interrupt(item.reason)
             else:
                 events += self._ingest(stream, item)
         events += self._score()
         return events
+
+    def due_ns(self) -> int:
+        """Return the time on the clock of receive times before which no window can be complete; 0 where nobody can tell.
+
+        Whoever waits for samples may sleep that long, instead of waking up for each of them.
+        """
+        if len(self._streams) > _FEW_STREAMS:
+            return 0
+        return min((stream.due_ns(self.period_ns) for stream in self._streams.values()), default=0)
+
+    def reconsider(self, name: str) -> None:
+        """Look again at a stream that was refused; it is refused again if it has not changed.
+
+        One that was interrupted is looked at again by itself.
+        """
+        stream = self._streams.get(name)
+        if stream is not None:
+            stream.refused = False
 
     def finish(self, name: str) -> StreamCounts:
         """End a stream and forget it; return what became of its samples, those that no window has covered included."""
@@ -149,18 +186,63 @@ class Pipeline:
         stream.losses[Loss.PARTIAL_WINDOW] += stream.ring.uncovered + stream.timeline.held
         return stream.counts()
 
+    def retire(self, name: str) -> StreamCounts:
+        """Do as `finish` does, for a stream that may come back: no stream that begins later uses its numbers again."""
+        self._seq0 = max(self._seq0, self._streams[name].seq)
+        return self.finish(name)
+
+    def swap(self, model: Model, manifest: Manifest) -> None:
+        """Go on with another model, between two feeds: no sample, window or number is lost.
+
+        What was decided stands where the labels are the same, and is decided anew where they are not.
+
+        Raises:
+            ModelContractError: the model takes another input; nothing has changed.
+        """
+        check_same_input(manifest, self._manifest)
+        same_labels = manifest.labels == self._manifest.labels
+        self._model, self._manifest = model, manifest
+        self._hop = manifest.input.hop if self._own_hop is None else self._own_hop
+        self._threshold = self.novelty_threshold
+        for stream in self._streams.values():
+            stream.ring.hop = self._hop
+            if not same_labels:
+                stream.decision = Decision(manifest.labels, self._settings)
+
+    @property
+    def novelty_threshold(self) -> float:
+        """Novelty above which a window is unknown: the model's own, or what was set."""
+        return self.threshold_for(self._manifest)
+
+    def threshold_for(self, manifest: Manifest) -> float:
+        """Return the threshold that will hold once the model of `manifest` runs."""
+        return manifest.calibration.novelty_threshold if self._set_threshold is None else self._set_threshold
+
+    def set_novelty_threshold(self, threshold: float | None) -> None:
+        """Use another threshold, with whatever model runs; None for the model's own.
+
+        Raises:
+            ValueError: it is not a positive number.
+        """
+        if threshold is not None and not 0 < threshold < float("inf"):
+            raise ValueError(f"novelty_threshold must be a positive number, not {threshold}")
+        self._set_threshold = threshold
+        self._threshold = self.novelty_threshold
+
     def _ingest(self, stream: _Stream, batch: SampleBatch) -> list[Event]:
         """Stage what a batch completes; return the events of model calls that had to be made on the way."""
         events: list[Event] = []
         stream.samples += len(batch.t_ns)
+        stream.t_rx_ns = batch.t_rx_ns
         if stream.refused:
             stream.losses[Loss.RATE] += len(batch.t_ns)
             return events
+        held = stream.timeline.held
         try:
             pieces = stream.timeline.push(batch.t_ns, batch.values, batch.seq0)
         except RateError as e:
             stream.refused = True
-            stream.losses[Loss.RATE] += stream.samples - stream.timeline.losses.total()
+            stream.losses[Loss.RATE] += held + len(batch.t_ns)
             self._staged.append(Refused(stream.name, str(e)))
             return events
         window = self._manifest.input.window
@@ -192,6 +274,8 @@ class Pipeline:
         rows: Iterator[tuple[list[float], float]] = iter(())
         if n:
             windows = self._batch[:n]
+            if self.tap is not None:
+                self.tap(windows)
             self._manifest.normalisation.apply(windows, out=windows)
             try:
                 rows = self._read(self._model.infer(windows))
@@ -215,8 +299,15 @@ class Pipeline:
         return Unscored(stream.name, item.seq, item.t0_ns, item.t0_ns + self._span_ns, reason)
 
     def _read(self, scores: Scores) -> Iterator[tuple[list[float], float]]:
-        """Calibrated probabilities and novelty, a window at a time, as plain floats."""
+        """Calibrated probabilities and novelty, a window at a time, as plain floats.
+
+        Raises:
+            InferenceError: they are no numbers, which no decision can be made of.
+        """
         probabilities = calibrated(scores.logits, self._manifest.calibration.temperature)
+        # A sum is finite only where everything in it is; it costs less than asking for each.
+        if not math.isfinite(float(probabilities.sum()) + float(scores.novelty.sum())):
+            raise InferenceError(f"{self._model.id} gives scores that are no numbers")
         return zip(probabilities.tolist(), scores.novelty.tolist(), strict=True)
 
     def _decide(self, item: _Staged, scores: list[float], novelty: float, events: list[Event]) -> None:
@@ -246,6 +337,20 @@ class Pipeline:
         )
         if activity != previous:
             events.append(ActivityChange(stream.name, t1_ns, activity, previous, smoothed))
+
+
+def check_same_input(new: Manifest, running: Manifest) -> None:
+    """Check that a model can take the place of another while windows are being filled.
+
+    Raises:
+        ModelContractError: it takes another input.
+    """
+    a, b = new.input._replace(hop=0), running.input._replace(hop=0)
+    if a != b:
+        raise ModelContractError(
+            f"{new.name} takes windows of {a.window} samples at {a.rate_hz:g} Hz, the model that runs {b.window} at "
+            f"{b.rate_hz:g} Hz: it cannot take over live. Set model.bundle to it and start the agent again"
+        )
 
 
 def score_windows(model: Model, manifest: Manifest, windows: Float32Array) -> tuple[Float64Array, Float64Array]:

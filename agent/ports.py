@@ -1,8 +1,10 @@
 """The protocols that the pipeline and the runtime are written against. Each method says whether it may block."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
+from agent.core.slots import Slot, SlotState
 from agent.records import Ack, Decoded, Float32Array, LinkState, Outgoing, PowerReading, Scores, Stored, Turn
 
 
@@ -78,6 +80,16 @@ class PowerMeter(Protocol):
         """Return the power drawn now. May block for the meter's own conversion time."""
 
 
+class Log(Protocol):
+    """Where the agent tells what happens, an event and its facts at a time; nothing per window."""
+
+    def info(self, event: str, **facts: object) -> object:
+        """Say what is as it should be, or is so again."""
+
+    def warning(self, event: str, **facts: object) -> object:
+        """Say what a person may have to look at."""
+
+
 class Decoder(Protocol):
     """Bytes of one stream in; samples, and counted reasons for what could not be read, out. Does no I/O."""
 
@@ -143,3 +155,35 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Disconnect. Blocks no longer than its own deadline. Idempotent."""
+
+
+class SlotStore(Protocol):
+    """Where installed bundles are kept. Every step is whole or has not happened, also if the power is cut in it.
+
+    All methods may block on the disk; those that change something raise `OutputError`.
+    """
+
+    def load(self) -> tuple[SlotState, str | None]:
+        """Return the state, that of empty slots where it cannot be used, and why it cannot. Changes nothing."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from changing anything. What happens inside is theirs to see afterwards.
+
+        Raises:
+            OutputError: another process is changing something, or the store cannot be written.
+        """
+
+    def save(self, state: SlotState) -> None:
+        """Replace the state; a damaged one is kept aside."""
+
+    def stage(self, files: Mapping[str, bytes]) -> None:
+        """Write a bundle's files beside the slots."""
+
+    def place(self, slot: Slot) -> None:
+        """Put what was staged in place of what is in `slot`, which no state may refer to at this moment."""
+
+    def quarantine(self, slot: Slot) -> None:
+        """Put aside what is in `slot`, for people to look at."""
+
+    def folder(self, slot: Slot) -> str:
+        """Return where the bundle of `slot` is."""

@@ -209,11 +209,12 @@ class Refused(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """A message to publish at QoS 1."""
+    """A message to publish at QoS 1. `correlation`: data of the request that it answers, MQTT 5."""
 
     topic: str
     payload: bytes
     retain: bool = False
+    correlation: bytes | None = None
 
 
 class Stored(NamedTuple):

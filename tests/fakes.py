@@ -8,7 +8,19 @@ import numpy as np
 
 from agent.core.manifest import Calibration, Code, Input, Manifest
 from agent.core.normalise import Normalisation
-from agent.records import Decoded, Event, Float32Array, Float64Array, SampleBatch, Scores, Turn
+from agent.records import (
+    Ack,
+    Decoded,
+    Event,
+    Float32Array,
+    Float64Array,
+    LinkState,
+    Outgoing,
+    SampleBatch,
+    Scores,
+    Stored,
+    Turn,
+)
 
 LABELS = ("still", "moving", "turning")
 
@@ -129,3 +141,128 @@ def cut(t_ns: np.ndarray, values: Float32Array, sizes: Iterable[int], stream: st
 def fed(pipeline, batches: Iterable[SampleBatch]) -> list[Event]:
     """Feed batches one by one and return all events."""
     return [event for batch in batches for event in pipeline.feed([batch])]
+
+
+class FakeLink:
+    """A link to a broker that a test plays: it connects, answers and refuses when it is told to."""
+
+    def __init__(self, inflight: int = 100) -> None:
+        self.inflight = inflight
+        self.connected = False
+        self.session = 0
+        self.problem: str | None = None
+        self.offered: list[tuple[int, Outgoing]] = []
+        """Everything that was ever taken, by token."""
+        self.waiting: dict[int, Outgoing] = {}
+        """Taken in this session and not answered yet, in order."""
+        self.received: list[Outgoing] = []
+        """What the broker has acknowledged."""
+        self.disturbed: list[str] = []
+        self.closed = False
+        self._acks: list[Ack] = []
+        self._tokens = itertools.count(1)
+
+    def connect(self) -> None:
+        """Begin a new session; what waited in the one before is void."""
+        self.waiting.clear()
+        self.connected = True
+        self.session += 1
+
+    def lose(self) -> None:
+        """End the session."""
+        self.connected = False
+        self.waiting.clear()
+
+    def ack(self, n: int | None = None, t_ns: int = 0) -> list[Outgoing]:
+        """Let the broker take the `n` messages that have waited longest, all if not given, and return them."""
+        tokens = list(self.waiting)[:n]
+        taken = [self.waiting.pop(token) for token in tokens]
+        self.received += taken
+        self._acks += [Ack(token, t_ns) for token in tokens]
+        return taken
+
+    def refuse(self, n: int | None = None, why: str = "Not authorized") -> list[Outgoing]:
+        """Let the broker refuse the `n` messages that have waited longest, all if not given, and return them."""
+        tokens = list(self.waiting)[:n]
+        self._acks += [Ack(token, 0, why) for token in tokens]
+        return [self.waiting.pop(token) for token in tokens]
+
+    def state(self) -> LinkState:
+        return LinkState(self.connected, self.session, "fake", self.problem)
+
+    def offer(self, message: Outgoing) -> int | None:
+        if not self.connected or len(self.waiting) >= self.inflight:
+            return None
+        token = next(self._tokens)
+        self.offered.append((token, message))
+        self.waiting[token] = message
+        return token
+
+    def acknowledged(self) -> list[Ack]:
+        acks, self._acks = self._acks, []
+        return acks
+
+    def disturb(self, problem: str) -> None:
+        self.disturbed.append(problem)
+        self.lose()
+
+    def close(self) -> None:
+        self.lose()
+        self.closed = True
+
+
+class ListOutbox:
+    """An outbox in a list, which outlives its user as a file would."""
+
+    def __init__(self, max_bytes: int = 1 << 62) -> None:
+        self.held: dict[int, Stored] = {}
+        self.dropped = 0
+        self.problem: str | None = None
+        self.closed = False
+        self._max_bytes = max_bytes
+        self._next = 1
+
+    def append(self, messages: Sequence[Outgoing]) -> list[int]:
+        keys = []
+        for message in messages:
+            self.held[self._next] = Stored(self._next, message.topic, message.payload)
+            keys.append(self._next)
+            self._next += 1
+        while self.size_bytes > self._max_bytes and len(self.held) > 1:
+            del self.held[min(self.held)]
+            self.dropped += 1
+        return keys
+
+    def remove(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            self.held.pop(key, None)
+
+    def oldest(self, n: int, after: int = 0) -> list[Stored]:
+        return [stored for key, stored in self.held.items() if key > after][:n]
+
+    @property
+    def depth(self) -> int:
+        return len(self.held)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(stored.topic.encode()) + len(stored.payload) for stored in self.held.values())
+
+    def tick(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ListLog:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, object]]] = []
+
+    def info(self, event: str, **facts: object) -> None:
+        self.lines.append(("info", event, facts))
+
+    def warning(self, event: str, **facts: object) -> None:
+        self.lines.append(("warning", event, facts))

@@ -1,4 +1,4 @@
-"""Write what can be generated of docs/: the commands, the configuration, and the measured figures.
+"""Write what can be generated of docs/: the commands, the configuration, the messages, and the measured figures.
 
     .venv/bin/python tools/docs.py            write them
     .venv/bin/python tools/docs.py --check    exit 1 if any differs from what would be written
@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import typer
+from schema import rows, schema
 from typer.testing import CliRunner
 
 from agent.cli import COMMANDS, build
 from agent.config import PATH_VARIABLE, PREFIX, Config, section_kind
+from agent.core.health import RULES
+from agent.core.messages import MESSAGES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS / "results"
@@ -82,6 +85,34 @@ def configuration() -> str:
     return "".join(lines)
 
 
+def messages() -> str:
+    """Every message with its fields, and what can be wrong."""
+    out = [GENERATED, MESSAGES_INTRODUCTION]
+    for name, message in MESSAGES:
+        out.append(f"\n## {name}\n\n{cleandoc(message.__doc__ or '')} [Schema](schemas/{name}.json).\n\n")
+        out.append("| field | kind | meaning |\n|---|---|---|\n")
+        out += [f"| `{field}` | {kind} | {meaning} |\n" for field, kind, meaning in rows(message)]
+        if name == "health":
+            out.append("\n| code | state | what is wrong |\n|---|---|---|\n")
+            for code, rule in RULES.items():
+                out.append(f"| `{code}` | {'failing' if rule.failing else 'degraded'} | {rule.meaning} |\n")
+    return "".join(out)
+
+
+MESSAGES_INTRODUCTION = """# Messages
+
+JSON, UTF-8, version 1. `<root>` is `har` unless configured. `<device>` is the name of a stream, `<agent>` that of the
+board. A name that is no level of a topic (with `/`, `+`, `#` or a control character, empty, or longer than 200 bytes)
+becomes one: other characters, and a hash of the name at the end. The name itself is in the message.
+
+Fields may be added within a version: ignore those that you do not know.
+
+An agent that dies without a word is `offline` in `<root>/<agent>/status` after the keepalive; the `availability` of its
+devices then still says what it said last, so read both. A device that was silent for long is forgotten: its
+`activity` and `availability` are cleared by an empty message.
+"""
+
+
 def figures() -> str:
     """The tables of measured figures."""
     out = [GENERATED, "# Figures\n\nMeasured, each by the command above its table; none is typed by hand.\n"]
@@ -131,6 +162,10 @@ def _speed(r: dict[str, Any]) -> Iterator[str]:
         yield f"| {f['name']} | {f['value']:,.4g} | {f['unit']} | {ratio} | {f['of']} |\n"
 
 
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def _load(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
@@ -142,14 +177,18 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything differs")
     check = parser.parse_args().check
     stale = []
+    reference = DOCS / "reference"
     for path, text in (
-        (DOCS / "reference" / "commands.md", commands()),
-        (DOCS / "reference" / "configuration.md", configuration()),
+        (reference / "commands.md", commands()),
+        (reference / "configuration.md", configuration()),
+        (reference / "messages.md", messages()),
+        *((reference / "schemas" / f"{name}.json", _json(schema(name, message))) for name, message in MESSAGES),
         (DOCS / "figures.md", figures()),
     ):
         if check and (not path.is_file() or path.read_text("utf-8") != text):
             stale.append(path.name)
         elif not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, "utf-8")
     if stale:
         sys.exit(f"not what tools/docs.py writes: {', '.join(stale)}; run make docs")

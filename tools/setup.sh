@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make a virtual environment from a lock file, starting from a bare Debian or Raspberry Pi OS:
 #   tools/setup.sh demo     .venv with what `make demo` needs
-#   tools/setup.sh dev      .venv with the tests' and linters' needs as well
+#   tools/setup.sh dev      .venv with the tests' and linters' needs as well, and the broker that the tests run
 #   tools/setup.sh export   tools/export/.venv: the same, PyTorch and the training side
 # Says what it installs from the distribution, and does nothing when all is up to date. PYTHON chooses the interpreter.
 set -euo pipefail
@@ -21,6 +21,25 @@ esac
 # The training side has no lock file: its wheels depend on the machine's accelerator. Its results are what is pinned.
 torch=torch==2.13.0
 
+apt_install() {
+    local sudo=()
+    command -v apt-get >/dev/null || die "needs $*: install it with your system's package manager, then run this again"
+    if [ "$(id -u)" != 0 ]; then
+        sudo -n true 2>/dev/null || die "needs $*: run 'sudo apt-get install $*', then run this again"
+        sudo=(sudo -n)
+    fi
+    say "installing $* with apt-get"
+    "${sudo[@]}" apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# The tests run a real broker, and certificates of their own. Debian keeps the broker where only root's PATH looks.
+if [ "$1" = dev ]; then
+    for tool in mosquitto openssl; do
+        PATH=$PATH:/usr/sbin command -v "$tool" >/dev/null || apt_install "$tool"
+    done
+fi
+
 # A stamp names the lock and digests all that the installation depends on. `dev` holds all that `demo` does.
 stamp=$venv/.installed
 state() { printf '%s %s\n' "$1" "$(cat "${inputs[@]}" "requirements/$1.txt" tools/setup.sh | sha256sum)"; }
@@ -39,18 +58,6 @@ find_python() {
         fi
     done
     return 1
-}
-
-apt_install() {
-    local sudo=()
-    command -v apt-get >/dev/null || die "needs $*: install it with your system's package manager, then run this again"
-    if [ "$(id -u)" != 0 ]; then
-        sudo -n true 2>/dev/null || die "needs $*: run 'sudo apt-get install $*', then run this again"
-        sudo=(sudo -n)
-    fi
-    say "installing $* with apt-get"
-    "${sudo[@]}" apt-get update -qq
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 find_python >/dev/null || apt_install python3 python3-venv

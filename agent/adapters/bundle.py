@@ -1,21 +1,35 @@
-"""Model bundles on disk: read once, every file held against the manifest, and only verified bytes go on."""
+"""Model bundles, folders or single files: read once, every file held against the manifest, only verified bytes go on.
+
+A single file, `.harmodel`, is a tar of the folder, as it is or compressed with gzip. It is read in memory: nothing of
+it is written anywhere before it is verified.
+"""
 
 import io
 import os
 import re
 import stat
 import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from agent.core import onnx_wire
+from agent.core import onnx_wire, tar
 from agent.core.manifest import REQUIRED_FILES, SIZE_CAPS, Bundle, check_file, parse, sha256
 from agent.errors import ModelContractError
 from agent.records import Float32Array, Float64Array, Int8Array
 
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""Ed25519 over the bytes of `manifest.json`: 64 bytes. It stands beside the manifest, which cannot list it."""
+
 MANIFEST_CAP = 1 << 20
 """Largest `manifest.json` that is read, in bytes."""
+
+SIGNATURE_CAP = 1024
+TOTAL_CAP = 32 << 20
+"""Most that all files of a bundle may have together, in bytes; also the size of a single file, unpacked."""
 
 GOLDEN_CAP = 16 << 20
 """Most that golden vectors may unpack to, in bytes."""
@@ -44,39 +58,103 @@ def find_bundle(name: str) -> Path:
         ModelContractError: neither exists.
     """
     # Not Path.is_dir(): where a folder above may not be entered, that raises.
-    if os.path.isdir(name):  # noqa: PTH112
+    if os.path.isdir(name) or os.path.isfile(name):  # noqa: PTH112, PTH113
         return Path(name)
     shipped = builtin_models() / name
     if name and "/" not in name and os.path.isdir(shipped):  # noqa: PTH112
         return shipped
     known = ", ".join(sorted(p.name for p in builtin_models().glob("*") if p.is_dir())) or "none"
     raise ModelContractError(
-        f"no model bundle at {name!r}; give a bundle's folder, or the name of one that ships: {known}"
+        f"no model bundle at {name!r}; give a bundle's folder or .harmodel file, or the name of one that ships: {known}"
     )
 
 
-def load_bundle(folder: Path) -> Bundle:
-    """Read and verify a bundle's files. The models are not run: see `onnx_model.OrtModel.verify`.
+def load_bundle(source: Path | bytes) -> Bundle:
+    """Read and verify a bundle: a folder, or a single file by its path or its bytes.
+
+    The models are not run: see `onnx_model.OrtModel.verify`.
 
     Raises:
-        ModelContractError: the folder breaks the bundle contract; the text says in what.
+        ModelContractError: it breaks the bundle contract; the text says in what.
     """
-    manifest_bytes = _read(folder / "manifest.json", MANIFEST_CAP)
+    return check_files(read_files(source))
+
+
+def read_files(source: Path | bytes) -> dict[str, bytes]:
+    """Read a bundle's files by name, within their caps: what the manifest lists, the manifest, a signature if any.
+
+    They are not verified: see `check_files`.
+
+    Raises:
+        ModelContractError: a file is missing, too large, or none that a bundle may carry.
+    """
+    if isinstance(source, bytes):
+        return _unpack(source, "the bundle")
+    # As in find_bundle().
+    if os.path.isfile(source):  # noqa: PTH113
+        return _unpack(_read(source, TOTAL_CAP), str(source))
+    files = {MANIFEST: _read(source / MANIFEST, MANIFEST_CAP)}
+    if os.path.lexists(source / SIGNATURE):
+        files[SIGNATURE] = _read(source / SIGNATURE, SIGNATURE_CAP)
+    listed = parse(files[MANIFEST]).files
+    if len(listed) > tar.MAX_MEMBERS:
+        raise ModelContractError(f"{source}: the manifest lists more than {tar.MAX_MEMBERS} files")
+    left = TOTAL_CAP
+    for name in listed:
+        files[name] = _read(source / name, min(_cap(name), left))
+        left -= len(files[name])
+    return files
+
+
+def check_files(files: Mapping[str, bytes]) -> Bundle:
+    """Hold a bundle's files against its manifest. Its signature, if it has one, is not looked at.
+
+    Raises:
+        ModelContractError: they break the bundle contract; the text says in what.
+    """
+    manifest_bytes = files.get(MANIFEST, b"")
+    if not manifest_bytes:
+        raise ModelContractError(f"the bundle has no {MANIFEST}")
+    for name, cap in ((MANIFEST, MANIFEST_CAP), (SIGNATURE, SIGNATURE_CAP)):
+        if len(files.get(name, b"")) > cap:
+            raise ModelContractError(f"{name} is larger than {cap} bytes, the most that is allowed for it")
     manifest = parse(manifest_bytes)
     missing = [name for name in REQUIRED_FILES if name not in manifest.files]
     if missing:
-        raise ModelContractError(f"{folder}: the manifest does not list {', '.join(missing)}")
+        raise ModelContractError(f"{manifest.name}: the manifest does not list {', '.join(missing)}")
+    unlisted = files.keys() - manifest.files.keys() - {MANIFEST, SIGNATURE}
+    if unlisted:
+        raise ModelContractError(
+            f"{manifest.name} carries {', '.join(sorted(unlisted))}, which its manifest does not list"
+        )
     contents = {}
     for name, entry in manifest.files.items():
-        cap = SIZE_CAPS.get(Path(name).suffix)
-        if cap is None or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-            raise ModelContractError(f"{folder}: a bundle may not carry {name!r}")
-        data = _read(folder / name, cap)
+        cap = _cap(name)
+        data = files.get(name)
+        if data is None:
+            raise ModelContractError(f"{manifest.name} lacks {name}, which its manifest lists")
+        if len(data) > cap:
+            raise ModelContractError(f"{name} is larger than {cap} bytes, the most that is allowed for it")
         check_file(name, data, entry)
         if name.endswith(".onnx"):
             _check_onnx(name, data)
         contents[name] = data
     return Bundle(manifest, sha256(manifest_bytes), contents)
+
+
+def pack(source: Path) -> bytes:
+    """Return a bundle's folder as the bytes of a `.harmodel`; equal bundles give equal bytes.
+
+    Raises:
+        ModelContractError: it breaks the bundle contract.
+    """
+    files = read_files(source)
+    check_files(files)
+    first = [name for name in (MANIFEST, SIGNATURE) if name in files]
+    try:
+        return tar.pack({name: files[name] for name in [*first, *sorted(files.keys() - first)]})
+    except tar.TarError as e:
+        raise ModelContractError(f"{source} cannot be packed: {e}") from e
 
 
 def read_golden(bundle: Bundle) -> tuple[Float32Array, Int8Array, Float32Array, Float64Array]:
@@ -133,6 +211,35 @@ def _check_onnx(name: str, data: bytes) -> None:
         foreign.add("local functions")
     if foreign:
         raise ModelContractError(f"{name} uses {', '.join(sorted(foreign))}, which a bundle may not")
+
+
+def _unpack(data: bytes, what: str) -> dict[str, bytes]:
+    try:
+        return tar.unpack(_inflate(data))
+    except (tar.TarError, zlib.error) as e:
+        raise ModelContractError(f"{what} is no model bundle: {e}. `har-export pack` makes one of a folder") from e
+
+
+def _inflate(data: bytes) -> bytes:
+    """What is in `data` if it is compressed, up to the cap and no further."""
+    if not data.startswith(b"\x1f\x8b"):
+        if len(data) > TOTAL_CAP:
+            raise tar.TarError(f"it is larger than {TOTAL_CAP} bytes")
+        return data
+    unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    plain = unzip.decompress(data, TOTAL_CAP + 1)
+    if len(plain) > TOTAL_CAP:
+        raise tar.TarError(f"it unpacks to more than {TOTAL_CAP} bytes")
+    if not unzip.eof:
+        raise tar.TarError("it is cut short")
+    return plain
+
+
+def _cap(name: str) -> int:
+    cap = SIZE_CAPS.get(Path(name).suffix)
+    if cap is None or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise ModelContractError(f"a bundle may not carry {name!r}")
+    return cap
 
 
 def _read(path: Path, cap: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Recordings on disk or standard input as a source: CSV, plain or compressed."""
+"""Recordings on disk or standard input as a source: CSV or raw bytes, plain or compressed."""
 
 import importlib
 import io
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+from agent.core import harraw
 from agent.core.decoders.recording import Declared, RecordingDecoder
 from agent.errors import InputError, SourceUnavailable
 from agent.records import Decoded
@@ -22,7 +23,7 @@ STDIN = "-"
 class RecordingSource:
     """`ports.Source` over one recording. `path`: a file, or `-` for standard input.
 
-    Compression is told by the first bytes, whatever the name ends with.
+    Compression, and whether it is CSV or raw, are told by the first bytes, whatever the name ends with.
     """
 
     def __init__(self, path: str, declared: Declared | None = None) -> None:
@@ -48,13 +49,20 @@ class RecordingSource:
         except OSError as e:
             self._raw.close()
             raise SourceUnavailable(f"it cannot be read: {e.strerror or e}") from e
-        name = "stdin" if path == STDIN else Path(path).name.split(".")[0] or Path(path).name
-        self._decoder = RecordingDecoder(name, declared)
+        self._name = "stdin" if path == STDIN else Path(path).name.split(".")[0] or Path(path).name
+        self._declared = declared
+        self._head = b""
+        self._decoder: RecordingDecoder | harraw.RawDecoder | None = None
 
     @property
     def device(self) -> str:
         """The stream's name, once the header is read."""
-        return self._decoder.device
+        return self._decoder.device if self._decoder else self._name
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it holds bytes as a sensor sent them, what cannot be read included; known after the first block."""
+        return isinstance(self._decoder, harraw.RawDecoder)
 
     @property
     def position(self) -> int:
@@ -78,6 +86,14 @@ class RecordingSource:
             block = self._break(e)
         except OSError as e:
             raise SourceUnavailable(f"reading failed: {e.strerror or e}") from e
+        if self._decoder is None:
+            if block and harraw.START.startswith(self._head + block):
+                # A pipe may give its first bytes one by one.
+                self._head += block
+                return []
+            block = self._head + block
+            kind = harraw.RawDecoder if block.startswith(harraw.START) else RecordingDecoder
+            self._decoder = kind(self._name, self._declared)
         if block:
             return self._decoder.feed(block)
         self._ended = True

@@ -1,16 +1,20 @@
 """Builds the parts that every command shares: a verified model and a pipeline around it."""
 
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.adapters.bundle import find_bundle, load_bundle, read_golden
-from agent.adapters.onnx_model import OrtModel
 from agent.config import Config, load
 from agent.core.manifest import Manifest
 from agent.errors import ConfigError
 from agent.pipeline import Pipeline
 from agent.ports import Model
+
+if TYPE_CHECKING:
+    from agent.adapters.onnx_model import OrtModel
 
 
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
@@ -22,12 +26,34 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
     return load(path, flags=flags)
 
 
-def open_model(name: str) -> OrtModel:
+def state_dir(config: Config) -> Path:
+    """Return where the agent keeps what must outlive a restart."""
+    return Path(config.agent.state_dir or _first("STATE_DIRECTORY") or "/var/lib/har-agent")
+
+
+def runtime_dir(config: Config) -> Path:
+    """Return where the agent keeps what need not outlive a restart."""
+    named = config.agent.runtime_dir or _first("RUNTIME_DIRECTORY")
+    if named:
+        return Path(named)
+    usual = Path("/run/har-agent")
+    return usual if os.access(usual, os.W_OK) else state_dir(config)
+
+
+def _first(variable: str) -> str:
+    """The first folder that systemd names; there are several if a unit asks for several."""
+    return os.environ.get(variable, "").partition(":")[0]
+
+
+def open_model(name: str) -> "OrtModel":
     """Load, verify and open a bundle; its golden vectors are run, which also warms its sessions.
 
     Raises:
         ModelContractError: the bundle breaks its contract.
     """
+    # Only here: commands without a model do not carry its runtime.
+    from agent.adapters.onnx_model import OrtModel
+
     bundle = load_bundle(find_bundle(name))
     model = OrtModel(bundle)
     model.verify(*read_golden(bundle))
@@ -41,6 +67,19 @@ def build_pipeline(model: Model, manifest: Manifest, config: Config) -> Pipeline
         ConfigError: the hop does not fit the bundle's window.
     """
     try:
-        return Pipeline(model, manifest, config.decision, config.window.hop)
+        pipeline = Pipeline(model, manifest, config.decision, config.window.hop)
     except ValueError as e:
         raise ConfigError(f"window.hop: {e}") from e
+    pipeline.set_novelty_threshold(config.model.novelty_threshold)
+    return pipeline
+
+
+def agent_name(config: Config) -> str:
+    """Return how this board calls itself: as configured, or its host name."""
+    return config.agent.name or socket.gethostname() or "har-agent"
+
+
+def credentials_dir() -> Path | None:
+    """Return where systemd has put the credentials of this service, if it has."""
+    named = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(named) if named else None

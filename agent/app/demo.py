@@ -15,18 +15,22 @@ from uuid import uuid4
 from agent.adapters.clock import SystemClock
 from agent.adapters.embedded_broker import EmbeddedBroker
 from agent.adapters.host import HostMetrics
-from agent.adapters.mqtt import Message, MqttSettings, MqttSink, MqttSubscriber
+from agent.adapters.mqtt import Connection, Message, MqttLink, Subscriber
 from agent.adapters.power import open_power_meter
 from agent.adapters.simulated_imu import SimulatedImu
+from agent.adapters.sqlite_outbox import SqliteOutbox
 from agent.app.compose import build_pipeline, load_config, open_model
 from agent.core.gait import SCRIPTS, Step, parse_script
 from agent.core.histogram import Histogram
 from agent.core.report import Scorecard
+from agent.core.settings import BrokerSettings, MqttSettings, OutboxSettings
 from agent.errors import UsageError
 from agent.ports import Clock, PowerMeter
 from agent.records import Loss, PowerReading, Turn
+from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
 from agent.runtime.pacing import PacedSource
+from agent.runtime.publisher import Publisher
 from agent.runtime.queues import BoundedQueue, Overflow
 from agent.runtime.reader import ReaderThread
 
@@ -166,13 +170,19 @@ def demo(
     pipeline = build_pipeline(model, opened.bundle.manifest, config)
     with ExitStack() as running:
         broker = running.enter_context(EmbeddedBroker())
-        mqtt = MqttSettings(broker.host, broker.port)
-        subscriber = MqttSubscriber(mqtt, f"{mqtt.root}/+/prediction", clock)
+        # What the embedded broker speaks; no file is written, so nothing of a demo is left behind.
+        local = BrokerSettings(f"mqtt://{broker.host}:{broker.port}", protocol="3.1.1")
+        mqtt, stored = MqttSettings(), OutboxSettings(durability="memory")
+        subscriber = Subscriber(local, mqtt, [f"{mqtt.root}/+/prediction"], clock)
         running.callback(subscriber.close)
         subscriber.start()
-        sink = MqttSink(mqtt, model.labels, uuid4().hex[:8])
-        running.callback(sink.close)
-        sink.start()
+        link = MqttLink(Connection("har-demo", {"demo": local}, mqtt, clock), clock)
+        running.callback(link.close)
+        link.start()
+        outbox = SqliteOutbox(None, stored, clock)
+        running.callback(outbox.close)
+        delivery = Delivery(outbox, link, clock, stored, mqtt)
+        publisher = Publisher(delivery, clock, mqtt.root, model.labels, uuid4().hex[:12], "demo")
         queue = BoundedQueue(_QUEUE_SAMPLES, Overflow.DROP_OLDEST)
         reader = ReaderThread(PacedSource(imu, clock, 1.0), queue, clock, "simulated-imu")
         running.callback(reader.close)
@@ -182,13 +192,14 @@ def demo(
             power or open_power_meter(clock),
             audience,
         )
-        engine = Engine(reader, pipeline, [sink], clock, model)
+        engine = Engine(reader, pipeline, [publisher], clock, model)
         startup_s = (clock.monotonic_ns() - started_ns) / 1e9
         audience.started(model.id, f"{broker.host}:{broker.port}")
         reader.start()
-        interrupted = _play(engine, reader, subscriber, show, stopping)
-        # Before the sink disconnects: the embedded broker drops what a client that leaves has only just sent.
-        show.drain(subscriber, sink.predictions)
+        interrupted = _play(engine, reader, subscriber, delivery, show, stopping)
+        delivery.flush(clock.monotonic_ns() + round(_LAST_MESSAGE_S * 1e9))
+        # Before the link disconnects: the embedded broker drops what a client that leaves has only just sent.
+        show.drain(subscriber, delivery.published)
         engine.close()
         counts = [pipeline.finish(name) for name in pipeline.counts()]
         return Summary(
@@ -198,7 +209,7 @@ def demo(
             sum(c.samples for c in counts),
             reader.dropped,
             sum(c.losses[Loss.INFERENCE] for c in counts),
-            sink.predictions,
+            delivery.published,
             len(show.ids),
             subscriber.overflowed,
             startup_s,
@@ -207,7 +218,12 @@ def demo(
 
 
 def _play(
-    engine: Engine, reader: ReaderThread, subscriber: MqttSubscriber, show: "_Show", stopping: Callable[[], bool]
+    engine: Engine,
+    reader: ReaderThread,
+    subscriber: Subscriber,
+    delivery: Delivery,
+    show: "_Show",
+    stopping: Callable[[], bool],
 ) -> bool:
     """Turn the engine until the device's script ends; return whether it was stopped before that."""
     interrupted = False
@@ -220,6 +236,7 @@ def _play(
         if turn is None:
             return interrupted
         show.turn(turn)
+        delivery.tick()
         while (message := subscriber.poll(0)) is not None:
             show.receive(message)
         show.report_when_due()
@@ -259,7 +276,7 @@ class _Show:
             self._latency[stage].add(spent[stage])
         self._audience.received(Received(message, truth, end_to_end_ns / 1e6))
 
-    def drain(self, subscriber: MqttSubscriber, published: int) -> None:
+    def drain(self, subscriber: Subscriber, published: int) -> None:
         """Wait for messages that are on their way, as long as they keep coming."""
         while len(self.ids) < published and (message := subscriber.poll(_LAST_MESSAGE_S)) is not None:
             self.receive(message)

@@ -236,7 +236,7 @@ class _Run:
         engine = Engine(paced, pipeline, [sink], self._clock, self._model, max_failures=1)
         try:
             while (turn := engine.turn()) is not None:
-                self._take(turn, result)
+                self._take(turn, result, raw=source.is_raw)
                 if settings.speed and self._output:
                     self._output.flush()
                 self._on_progress(Progress(source.path, self._done_bytes + source.position, self._samples))
@@ -247,10 +247,12 @@ class _Run:
         if not result.samples:
             raise InputError("it has no samples, only a header")
 
-    def _take(self, turn: Turn, result: RecordingResult) -> None:
+    def _take(self, turn: Turn, result: RecordingResult, *, raw: bool) -> None:
         self._samples += sum(len(batch.t_ns) for batch in turn.batches)
         self.result.scorecard.take(turn.batches, turn.events)
-        self._note_bad_rows([f for f in turn.bad if f.reason != Loss.TORN], result)
+        if not raw:
+            # What a sensor sent includes what nobody can read: it is counted, and no reason to give up.
+            self._note_bad_rows([f for f in turn.bad if f.reason != Loss.TORN], result)
         refused = next((e for e in turn.events if isinstance(e, Refused)), None)
         if refused:
             raise InputError(refused.reason)

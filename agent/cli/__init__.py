@@ -14,7 +14,7 @@ from agent.cli._exit import Exit, exit_status
 from agent.cli._print import say
 from agent.errors import AgentError
 
-COMMANDS = ("replay", "simulate", "demo", "bench", "models", "version")
+COMMANDS = ("run", "replay", "simulate", "demo", "record", "watch", "status", "check", "bench", "models", "version")
 """Each is a function, or a group of functions, of that name in the module of that name."""
 
 

@@ -1,13 +1,13 @@
 """`har-agent demo`."""
 
 import json
-import signal
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.cli._exit import Exit
 from agent.cli._print import out, say
+from agent.cli._stopping import Stopping
 
 if TYPE_CHECKING:
     from agent.app.demo import Received, Status, Summary
@@ -34,37 +34,12 @@ def demo(
     from agent.app.demo import demo as run
 
     settings = DemoSettings(model, duration_s=duration, seed=seed)
-    with _Stopping() as stopping:
+    with Stopping() as stopping:
         summary = run(settings, _Printer(err=as_json), stopping)
     out(json.dumps(summary.as_dict()) if as_json else "\n" + _summary(summary))
     if not summary.complete:
         say("har-agent: something was lost on the way")
         raise typer.Exit(Exit.NO)
-
-
-class _Stopping:
-    """True after a first SIGINT or SIGTERM; a second one ends the process as usual."""
-
-    def __init__(self) -> None:
-        self._stopping = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __call__(self) -> bool:
-        return self._stopping
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _stop(self, *_: object) -> None:
-        self._stopping = True
-        for number in self._before:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 class _Printer:

@@ -32,7 +32,7 @@ class AgentSettings:
 
     `name`: how it calls itself in topics and as the client id; its host name if not set. `state_dir`: what must
     outlive a restart, `$STATE_DIRECTORY` or `/var/lib/har-agent` if not set. `runtime_dir`: what need not,
-    `$RUNTIME_DIRECTORY` or `/run/har-agent` if not set. `queue_s`: seconds of samples of one 50 Hz stream that may
+    `$RUNTIME_DIRECTORY` or `/run/har-agent` if not set. `queue_s`: seconds of samples of each serial port that may
     wait for the pipeline.
     """
 
@@ -193,7 +193,8 @@ class MqttSettings:
 
     `root`: first level of every topic. `keepalive_s`: seconds between signs of life. `inflight`: messages that may
     wait for an acknowledgement. `ack_timeout_s`: silence on those after which the connection is given up.
-    `connect_timeout_s`: for a connection and its greeting. `retry_first_s`, `retry_longest_s`: waits between tries.
+    `connect_timeout_s`: for a connection and its greeting. `retry_first_s`, `retry_longest_s`: waits between tries;
+    the longest one also between tries of what the broker refuses.
     `stable_s`: how long a connection must hold before waits start from the first again; also how often the first
     broker is tried again while a later one is in use.
     """

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from agent.records import Float32Array
+from agent.records import Float32Array, Float64Array, Int64Array
 
 STANDARD_GRAVITY = 9.80665
 """m/s² in one g (CODATA; ISO 80000-3)."""
@@ -23,6 +23,28 @@ def scale(acc_unit: str, gyro_unit: str) -> Float32Array:
         if unit not in known:
             raise ValueError(f"{name} is {unit!r}; it must be one of {', '.join(known)}")
     return np.array([ACC_UNITS[acc_unit]] * 3 + [GYRO_UNITS[gyro_unit]] * 3, np.float32)
+
+
+_EXACT_NS = 1 << 53
+
+
+def nanoseconds(times: Float64Array, tick_ns: int) -> Int64Array:
+    """Return times in units of `tick_ns`, a multiple of 1,000, as integer nanoseconds.
+
+    From 104 days on a float64 does not hold each nanosecond. There times are taken to the microsecond, which it holds
+    for 290 years: the same moment is the same number whether it came in seconds, milliseconds or microseconds.
+    """
+    t_ns = np.rint(times * tick_ns)
+    if (np.abs(t_ns) < _EXACT_NS).all():
+        return t_ns.astype(np.int64)
+    t_us = np.rint(times * (tick_ns // 1000))
+    return np.where(np.abs(t_ns) < _EXACT_NS, t_ns.astype(np.int64), t_us.astype(np.int64) * 1000)
+
+
+def one_nanoseconds(time: float, tick_ns: int) -> int:
+    """Do the same for one time, without NumPy."""
+    t_ns = round(time * tick_ns)
+    return t_ns if abs(t_ns) < _EXACT_NS else round(time * (tick_ns // 1000)) * 1000
 
 
 def likelier_acc_unit(values: Float32Array, declared: str) -> str | None:

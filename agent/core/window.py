@@ -15,7 +15,8 @@ class WindowRing:
         if not 1 <= hop <= window:
             raise ValueError(f"hop must be between 1 and the window's {window} samples, not {hop}")
         self._window = window
-        self._hop = hop
+        self.hop = hop
+        """May be changed; the window that is being filled keeps the old one."""
         self._rows = np.zeros((2 * window, len(CHANNELS)), np.float32)
         self._view = self._rows.view()
         self._view.flags.writeable = False
@@ -27,6 +28,11 @@ class WindowRing:
         self._needed = self._window
         self.uncovered = 0
         """Samples that are in no window yet."""
+
+    @property
+    def missing(self) -> int:
+        """Samples until the next window is complete."""
+        return self._needed - self.uncovered
 
     def push(self, values: Float32Array) -> Iterator[tuple[int, Float32Array]]:
         """Take float32 (n, 6); yield (samples of this push up to the window's end, window float32 (window, 6)).
@@ -45,6 +51,6 @@ class WindowRing:
             self._at = (at + step) % window
             self.uncovered += step
             if self.uncovered == self._needed:
-                self._needed = self._hop
+                self._needed = self.hop
                 self.uncovered = 0
                 yield i, self._view[self._at : self._at + window]

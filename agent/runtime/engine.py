@@ -21,6 +21,10 @@ class TimedModel:
         self.spent_ns = 0
         """Total of all calls so far."""
 
+    def replace(self, model: Model) -> None:
+        """Time another model from now on."""
+        self._model, self.id, self.labels = model, model.id, model.labels
+
     def infer(self, windows: Float32Array) -> Scores:
         """See `ports.Model.infer`."""
         start = self._clock.monotonic_ns()
@@ -44,13 +48,17 @@ class Engine:
         """`model`: the one inside `pipeline`. `max_failures`: turns in a row in which it may fail."""
         self._source = source
         self._pipeline = pipeline
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._clock = clock
         self._model = model
         self._max_failures = max_failures
         self._failures = 0
         self.bad: defaultdict[str, Counter[Loss]] = defaultdict(Counter)
         """Frames that could not be decoded, by stream and reason."""
+
+    def add_sink(self, sink: Sink) -> None:
+        """Let `sink` take every turn, too, after the others."""
+        self._sinks.append(sink)
 
     def turn(self, timeout_s: float = 0.25) -> Turn | None:
         """Poll the source, waiting at most `timeout_s`, and carry what came all the way; None once it has ended.
@@ -90,6 +98,8 @@ class Engine:
         if failed is not None:
             self._failures += 1
             if self._failures >= self._max_failures:
+                # Whoever goes on with another model gives it as many turns.
+                self._failures = 0
                 raise InferenceError(failed.reason)
         elif any(isinstance(e, Prediction) for e in events):
             self._failures = 0
@@ -109,7 +119,9 @@ class Engine:
         for e in events:
             if isinstance(e, Prediction) and e.stream in arrivals:
                 came = arrivals[e.stream]
-                received_ns = next((rx for last, rx in came if last >= e.t1_ns - period_ns), came[-1][1])
+                received_ns = came[-1][1]
+                if len(came) > 1:
+                    received_ns = next((rx for last, rx in came if last >= e.t1_ns - period_ns), received_ns)
                 timings[e.stream, e.seq] = Timings(
                     e.stream, e.seq, received_ns, start_ns - received_ns, infer_ns, now_ns - received_ns
                 )

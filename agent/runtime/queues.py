@@ -72,6 +72,11 @@ class BoundedQueue:
             self._changed.notify_all()
             return True
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait at most `timeout_s` until there is something to take, or the queue is closed; return whether it is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._items) or self._closed, timeout_s)
+
     def take(self, timeout_s: float) -> list[Decoded] | None:
         """Everything that is waiting; empty after `timeout_s` of nothing; None once it is closed and empty.
 

@@ -1,6 +1,7 @@
 """A source that is read in a thread of its own, so that nothing which comes while the model runs is lost."""
 
 import threading
+from collections.abc import Callable
 
 from agent.errors import SourceUnavailable
 from agent.ports import Clock, Source
@@ -10,16 +11,28 @@ from agent.runtime.queues import BoundedQueue
 _POLL_S = 0.1
 """How long one poll may wait, and so how soon the thread sees that it shall stop."""
 _JOIN_S = 5.0
+_MOST_REST_S = 0.1
+_FEW = 8
+"""Samples of one poll up to which a source counts as slow. In a tenth of a second it sends no more than any driver holds."""
 
 
 class ReaderThread:
     """`ports.Source` around another: a thread polls that one and fills `queue`, `poll` empties it."""
 
-    def __init__(self, source: Source, queue: BoundedQueue, clock: Clock, name: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        queue: BoundedQueue,
+        clock: Clock,
+        name: str,
+        rest_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         """Prepare; `start` begins to read.
 
-        `name`: the thread's. Batches without a receive time get one from `clock`.
+        `name`: the thread's. Batches without a receive time get one from `clock`. `rest_s`: for how long no sample is
+        urgent; while little comes, the thread then sleeps instead of reading sample by sample.
         """
+        self._rest_s = rest_s
         self._source = source
         self._queue = queue
         self._clock = clock
@@ -69,6 +82,9 @@ class ReaderThread:
                 now = self._clock.monotonic_ns()
                 for item in decoded:
                     self._queue.put(_stamped(item, now))
+                samples = sum(len(d.t_ns) for d in decoded if isinstance(d, SampleBatch))
+                if 0 < samples <= _FEW and (rest_s := min(self._rest_s(), _MOST_REST_S)) > 0:
+                    self._clock.sleep(rest_s)
         except Exception as e:  # noqa: BLE001  handed to whoever polls
             error = e
         finally:

@@ -10,7 +10,7 @@ CSV = "# acc_unit: g\n# gyro_unit: rad/s\nt,ax,ay,az,gx,gy,gz\n" + "".join(
     f"{n / 50:.2f},0,0,1,0,0,0\n" for n in range(200)
 )
 
-NOT_FOR_REPLAY = {"serial", "paho", "amqtt", "psutil", "rich", "pydantic", "backports", "asyncio"}
+NOT_FOR_REPLAY = {"serial", "paho", "amqtt", "psutil", "rich", "pydantic", "nacl", "backports", "asyncio"}
 
 RUN = """
 import sys

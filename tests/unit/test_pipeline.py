@@ -173,3 +173,28 @@ def test_score_windows_agrees_with_the_stream():
 
     assert [p.scores for p in streamed] == [tuple(row) for row in probabilities.tolist()]
     assert [p.novelty for p in streamed] == novelty.tolist()
+
+
+@pytest.mark.parametrize("again", ["disconnected", "reconsidered"])
+def test_a_refused_stream_is_looked_at_again(again):
+    pipeline = Pipeline(FakeModel(), manifest())
+
+    def look_again() -> None:
+        if again == "disconnected":
+            pipeline.feed([Dropped("s", 0, GapReason.DISCONNECTED)])
+        else:
+            pipeline.reconsider("s")
+
+    slow = fed(pipeline, cut(even_times(60, 1), signal(60), [10]))
+    look_again()
+    still_slow = fed(pipeline, cut(even_times(60, 1), signal(60), [10]))
+    pipeline.feed([Dropped("s", 7, GapReason.QUEUE_FULL)])
+    ignored = fed(pipeline, cut(even_times(40), signal(40), [10]))
+    look_again()
+    mended = fed(pipeline, cut(even_times(200), signal(200), [10]))
+
+    assert [type(e) for e in slow + still_slow] == [Refused, Refused]
+    assert ignored == []
+    assert [p.seq for p in predictions(mended)] == [0, 1]
+    assert pipeline.counts()["s"].losses == {Loss.RATE: 160, Loss.QUEUE_FULL: 7}
+    pipeline.reconsider("never heard of")

@@ -241,7 +241,7 @@ class RecordingDecoder:
         """
         n = data.shape[1]
         if self._has_time:
-            t_ns = np.rint(data[0] * 1e9).astype(np.int64)
+            t_ns = units.nanoseconds(data[0], 1_000_000_000)
         else:
             assert self._rate_hz is not None
             t_ns = np.rint((self._rows + places) * (1e9 / self._rate_hz)).astype(np.int64)

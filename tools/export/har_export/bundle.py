@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import har_export
-from agent.adapters.bundle import load_bundle
+from agent.adapters.bundle import SIGNATURE, load_bundle
 from agent.adapters.onnx_model import OrtModel
 from agent.core.manifest import Bundle, Calibration, Code, FileEntry, Input, Manifest, dump, sha256
 from agent.core.normalise import Normalisation
@@ -165,6 +165,8 @@ def write(bundle: Bundle, folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # A signature that lies there is that of another manifest.
+    (folder / SIGNATURE).unlink(missing_ok=True)
     for name, data in bundle.contents.items():
         (folder / name).write_bytes(data)
     (folder / "manifest.json").write_bytes(dump(bundle.manifest))

@@ -8,10 +8,11 @@ from typing import Annotated, Any, NoReturn
 import torch
 import typer
 
+from agent.adapters.bundle import pack as pack_bundle
 from agent.errors import AgentError, InputError, ModelContractError
 from har_export import bundle as bundles
 from har_export import crossval as cv
-from har_export import simfit
+from har_export import signing, simfit
 from har_export.datasets import load
 from har_export.datasets.records import ACTIVITIES
 from har_export.train import Progress, Settings
@@ -92,6 +93,45 @@ def fit_simulator(
     """
     simfit.fit_simulator(data, out)
     typer.echo(f"{out} written, {out.stat().st_size} bytes", err=True)
+
+
+@app.command()
+def keygen(
+    out: Annotated[Path, typer.Option("--out", help="Name of the pair: OUT.pem is secret, OUT.pub.pem is for boards.")],
+) -> None:
+    """Make a key pair for signing bundles.
+
+    Example: har-export keygen --out release
+    """
+    fingerprint = signing.keygen(out)
+    typer.echo(f"{out}.pem (secret) and {out}.pub.pem written", err=True)
+    typer.echo(fingerprint)
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    key: Annotated[Path, typer.Option("--key", help="Secret key, as of keygen or openssl genpkey.")],
+) -> None:
+    """Sign a bundle: write its manifest.sig.
+
+    Example: har-export sign my-model --key release.pem
+    """
+    typer.echo(signing.sign(bundle, key))
+
+
+@app.command()
+def pack(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The single file, .harmodel.")],
+) -> None:
+    """Put a bundle, with its signature if it has one, into a single file.
+
+    Example: har-export pack my-model --out my-model.harmodel
+    """
+    data = pack_bundle(bundle)
+    out.write_bytes(data)
+    typer.echo(f"{out} written, {len(data)} bytes", err=True)
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -1,0 +1,244 @@
+"""The messages that the agent publishes, version 1: every field, its type, and what it means, said once.
+
+`docs/reference/messages.md` and the JSON Schemas beside it are written from these types by tools/docs.py. Names carry
+their unit; a field that is `NotRequired` is absent where it cannot be known, one that may be null is always there.
+
+Modules that a board runs import this for the type checker alone: making the types takes milliseconds at every start.
+"""
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+Version = Annotated[Literal[1], "version of the message"]
+Device = Annotated[str, "the stream, as its source names it"]
+Agent = Annotated[str, "the board, as it calls itself"]
+Time = Annotated[str, "this board's wall clock, UTC, ISO 8601 with milliseconds"]
+Synced = Annotated[bool, "whether something keeps this board's wall clock right"]
+
+AvailabilityState = Literal["online", "offline", "degraded"]
+HealthState = Literal["ok", "degraded", "failing"]
+
+
+class StageLatency(TypedDict):
+    """Where the time of one prediction went."""
+
+    wait: Annotated[float, "from the receipt of the window's last sample to the start of the turn"]
+    infer: Annotated[float, "model calls of that turn"]
+    total: Annotated[float, "from the receipt of the window's last sample to the prediction"]
+
+
+class PredictionMessage(TypedDict):
+    """`<root>/<device>/prediction`, for every window; and a line of `har-agent replay`.
+
+    Delivery is at least once: drop repeats by `id`. Probabilities are rounded to four decimals, novelty to four
+    significant digits. As CSV: `recording`, then `device` to `model` without `scores`.
+    """
+
+    v: Version
+    recording: NotRequired[Annotated[str, "replay only: the file, as it was named"]]
+    id: NotRequired[Annotated[str, "live only: `<boot>:<device>:<seq>`, the same however often it is delivered"]]
+    device: Device
+    seq: Annotated[int, "number of the window in its stream, from 0; it goes on across gaps"]
+    t0: Annotated[float, "start of the window, seconds of the device's clock"]
+    t1: Annotated[float, "end of the window, which covers t0 ≤ t < t1"]
+    time: NotRequired[Annotated[str, "live only: the window's end on this board's wall clock, UTC, ISO 8601"]]
+    clock_synced: NotRequired[Annotated[bool, "live only: whether something kept that clock right"]]
+    label: Annotated[str, "the most probable class of this window"]
+    confidence: Annotated[float, "its calibrated probability"]
+    scores: Annotated[dict[str, float], "calibrated probability of every class"]
+    novelty: Annotated[float, "mean squared error of the autoencoder, in units of the training variance"]
+    known: Annotated[bool, "false where `novelty` is above the bundle's threshold"]
+    activity: Annotated[str, "the decision after this window: an average of the scores over time, or `unknown`"]
+    origin: Annotated[Literal["local", "cloud"], "who decided"]
+    model: Annotated[str, "name and digest of the bundle"]
+    historical: NotRequired[Annotated[bool, "live only: true where it was stored and is sent later"]]
+    latency_ms: NotRequired[Annotated[StageLatency, "live only, milliseconds"]]
+
+
+class ActivityMessage(TypedDict):
+    """`<root>/<device>/activity`, retained, when the decided activity changes."""
+
+    v: Version
+    device: Device
+    t: Annotated[float, "end of the deciding window, seconds of the device's clock"]
+    activity: Annotated[str, "what was decided, which may be `unknown`"]
+    previous: Annotated[str | None, "what it was before; null at first"]
+    confidence: Annotated[float, "the averaged probability of `activity`"]
+    time: NotRequired[Annotated[str, "that end on this board's wall clock, UTC, ISO 8601"]]
+    clock_synced: NotRequired[Annotated[bool, "whether something kept that clock right"]]
+
+
+class AvailabilityMessage(TypedDict):
+    """`<root>/<device>/availability`, retained."""
+
+    v: Version
+    device: Device
+    agent: Annotated[str, "the board that reads it"]
+    state: Annotated[AvailabilityState, "`degraded`: samples come, but cannot be used as they should"]
+    reason: NotRequired[Annotated[str, "why, for people, unless `online`"]]
+
+
+class StatusMessage(TypedDict):
+    """`<root>/<agent>/status`, retained. The last will has `v` and `state` alone."""
+
+    v: Version
+    state: Annotated[Literal["online", "offline"], "whether the agent is connected to this broker"]
+    agent: NotRequired[Agent]
+    version: NotRequired[Annotated[str, "of har-edge-agent"]]
+    model: NotRequired[Annotated[str, "name and digest of the bundle that runs"]]
+    labels: NotRequired[Annotated[list[str], "its classes"]]
+    boot: NotRequired[Annotated[str, "random name of this run of the agent, the first part of every `id`"]]
+    boot_id: NotRequired[Annotated[str | None, "the kernel's name of this boot of the board"]]
+    started: NotRequired[Annotated[str, "when this run began, by this board's wall clock then, UTC, ISO 8601"]]
+    board: NotRequired[Annotated[str, "what the board calls its model"]]
+    sources: NotRequired[Annotated[list[str], "what is read, such as `serial waist-07`, `mqtt imu/{device}/samples`"]]
+
+
+class LatencySummary(TypedDict):
+    """`p50`, `p95`, `p99` and `max`, milliseconds, at most 1.1 % off; none where nothing was measured."""
+
+    p50: NotRequired[float]
+    p95: NotRequired[float]
+    p99: NotRequired[float]
+    max: NotRequired[float]
+
+
+class LatencyByStage(TypedDict):
+    """Where time went between a sample and the broker: `p50`, `p95`, `p99` and `max`, at most 1.1 % off."""
+
+    wait: Annotated[LatencySummary, "from the receipt of the window's last sample to the start of the turn"]
+    infer: Annotated[LatencySummary, "model calls of that turn"]
+    total: Annotated[LatencySummary, "from the receipt of the window's last sample to the prediction"]
+    delivered: Annotated[LatencySummary, "from that receipt to the broker's acknowledgement, of live messages"]
+
+
+class DropCounts(TypedDict):
+    """What was let go, by the queue that was full."""
+
+    input: Annotated[int, "samples that waited for the pipeline"]
+    outbox: Annotated[int, "messages that waited for the broker, oldest first, beyond `outbox.max_mb`"]
+    unsent: Annotated[int, "telemetry and replies to commands while the broker was away, which are not stored"]
+
+
+class DeliveryCounts(TypedDict):
+    """What became of the messages that may not be lost."""
+
+    published: Annotated[int, "messages that were to be delivered"]
+    acknowledged: Annotated[int, "of those: acknowledged by the broker"]
+    historical: Annotated[int, "times one was sent from the outbox, later than it was made"]
+    refused: Annotated[int, "times the broker refused one, of any kind"]
+    in_flight: Annotated[int, "messages of any kind that wait for an acknowledgement now"]
+
+
+class OutboxFigures(TypedDict):
+    """The store of messages that wait for the broker."""
+
+    depth: Annotated[int, "messages held now"]
+    size_bytes: Annotated[int, "their bytes"]
+    written_bytes: Annotated[int | None, "bytes that this process had written to disk since it began; null: not known"]
+    written_bytes_per_day: Annotated[int | None, "the same, of the interval, projected; null: not known"]
+    problem: NotRequired[Annotated[str, "what is wrong with the storage, for people"]]
+
+
+class Throttling(TypedDict):
+    """Whether the board holds itself back."""
+
+    now: Annotated[bool | None, "for heat or for its supply; null: not known"]
+    under_voltage: Annotated[bool | None, "the supply is too weak now; null: not known"]
+    source: Annotated[str, "where it was read: `hwmon`, `vcgencmd`, `thermal`, or `none`"]
+
+
+class Power(TypedDict):
+    """What the board draws. What is modelled is never shown as measured: see `source`."""
+
+    watts: Annotated[float | None, "mean of the interval; null: not known"]
+    source: Annotated[str, "what measured it: `ina219`, `ina3221`, `hwmon`, `pmic`, `battery`, `rapl`; `model`, `none`"]
+    error_pct: Annotated[float | None, "what the source may be off; null: it does not say"]
+    joules: Annotated[float | None, "energy of the interval; null: it was not measured all through"]
+    idle_watts: Annotated[float | None, "configured, or the least that was measured while nothing was predicted"]
+    joules_per_window: Annotated[float | None, "energy above idle, divided by the interval's windows; null: not known"]
+
+
+class WorstStream(TypedDict):
+    """A stream that lost much in the interval."""
+
+    device: Device
+    windows: Annotated[int, "that were predicted in the interval"]
+    gaps: Annotated[int, "interruptions in the interval"]
+    lost: Annotated[int, "samples and frames that were lost in the interval, for any reason"]
+
+
+class TelemetryMessage(TypedDict):
+    """`<root>/<agent>/telemetry`, every `telemetry.interval_s`.
+
+    Counters are totals since this run of the agent began. `windows_per_s`, `worst_streams`, `latency_ms`, `power` and
+    what is a day's are of the interval since the message before.
+    """
+
+    v: Version
+    agent: Agent
+    boot: Annotated[str, "random name of this run of the agent"]
+    time: Time
+    clock_synced: Synced
+    uptime_s: Annotated[float, "since this run began"]
+    interval_s: Annotated[float, "since the message before; of the first one, since this run began"]
+    model: Annotated[str, "name and digest of the bundle"]
+    streams: Annotated[int, "that are read now"]
+    samples: int
+    windows: Annotated[int, "that were predicted"]
+    windows_per_s: Annotated[float, "of the interval"]
+    unscored: Annotated[int, "windows on which the model failed"]
+    gaps: Annotated[dict[str, int], "interruptions of streams, by reason"]
+    losses: Annotated[dict[str, int], "samples that no window covers, by reason"]
+    bad_frames: Annotated[dict[str, int], "what could not be read, by reason"]
+    worst_streams: Annotated[list[WorstStream], "up to five of those that lost most in the interval"]
+    drops: DropCounts
+    delivery: DeliveryCounts
+    outbox: OutboxFigures
+    latency_ms: LatencyByStage
+    cpu_s: Annotated[float, "of this process since it began, all threads"]
+    rss_bytes: Annotated[int, "of this process now"]
+    temperature_c: Annotated[float | None, "of the board's processor; null: not known"]
+    throttling: Throttling
+    power: Power
+
+
+class HealthReason(TypedDict):
+    """One thing that is wrong."""
+
+    code: Annotated[str, "one of the codes below"]
+    text: Annotated[str, "for people"]
+    since_s: Annotated[float, "how long, at the time of the message"]
+
+
+class HealthMessage(TypedDict):
+    """`<root>/<agent>/health`, retained, on change and with telemetry."""
+
+    v: Version
+    agent: Agent
+    state: Annotated[
+        HealthState, "`degraded`: it works, less than it should; `failing`: predictions are not made or lost"
+    ]
+    reasons: Annotated[list[HealthReason], "worst first; empty while all is well"]
+    time: Time
+    clock_synced: Synced
+
+
+class CommandReply(TypedDict):
+    """The answer to `<root>/<agent>/command/<name>`, to its response topic, with its correlation data."""
+
+    v: Version
+    ok: bool
+    error: NotRequired[Annotated[str, "why not, for people"]]
+    result: NotRequired[Annotated[dict[str, Any], "what the command gives"]]
+
+
+MESSAGES: tuple[tuple[str, Any], ...] = (
+    ("prediction", PredictionMessage),
+    ("activity", ActivityMessage),
+    ("availability", AvailabilityMessage),
+    ("status", StatusMessage),
+    ("telemetry", TelemetryMessage),
+    ("health", HealthMessage),
+    ("reply", CommandReply),
+)
+"""Every message by the name of its schema."""

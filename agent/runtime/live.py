@@ -1,0 +1,502 @@
+"""The daemon's loop: turns of the engine, and beside them everything that has to happen for months.
+
+One thread does it all: what is read, published, stored, told and decided stands in one order, and a turn that hangs is
+a watchdog that is not fed. Everything that waits, waits in the source's `poll` or in other threads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agent.core.discovery import Discovery
+from agent.core.health import Health, HealthCode
+from agent.core.wire import VERSION, encode, iso_time
+from agent.errors import InferenceError
+from agent.pipeline import Pipeline
+from agent.ports import Clock, Link, Log, Outbox, PowerMeter, Sink, Source
+from agent.records import Loss, Outgoing, Prediction, Refused, Turn
+from agent.runtime.commands import Commands
+from agent.runtime.delivery import Delivery
+from agent.runtime.engine import Engine, TimedModel
+from agent.runtime.publisher import Publisher
+from agent.runtime.slots import ModelSlots
+from agent.runtime.telemetry import HostFigures, Telemetry
+
+if TYPE_CHECKING:
+    from agent.core.messages import HealthMessage, StatusMessage, TelemetryMessage
+
+TURN_S = 0.25
+"""How long a turn waits for samples, and so how soon anything else is noticed when none come."""
+FIRST_TELEMETRY_S = 5.0
+"""After the start: nobody should wait for a whole interval to see that it works."""
+REPORT_S = 5.0
+"""Between reports for `har-agent status` and Prometheus, and between readings of the power meter."""
+READY_S = 15.0
+"""How long a start waits for the first samples before it counts as one: a sensor may be unplugged for days."""
+DRAIN_S = 3.0
+FLUSH_S = 3.0
+"""Deadlines of the end: for what has been read to be predicted, and for what is in flight to be acknowledged."""
+RECONSIDER_S = 60.0
+"""After how long a refused stream is looked at again: its sensor may have been set right."""
+_SECOND_NS = 1_000_000_000
+_BIRTH_WAIT_NS = 5 * _SECOND_NS
+"""Home Assistant asks that not all devices answer its birth message at once."""
+
+
+class Feed(Source, Protocol):
+    """The sources, and what they say of themselves."""
+
+    @property
+    def dropped(self) -> int:
+        """Samples that the full queue let go."""
+
+    @property
+    def silence_s(self) -> float:
+        """After how long without samples a device that is no serial port is offline."""
+
+    @property
+    def idle_s(self) -> float:
+        """After how long it is forgotten."""
+
+    def problems(self) -> Mapping[str, str | None]:
+        """Return, by serial device, why it delivers nothing."""
+
+    def broker_problem(self) -> str | None:
+        """Return why the broker that devices send to is away."""
+
+    def forget(self, device: str) -> None:
+        """Make room for another device."""
+
+    def rest(self, due_ns: int) -> None:
+        """Say that no sample is urgent that comes before `due_ns`."""
+
+
+class Recorder(Sink, Protocol):
+    """Records what comes, when asked to."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it stopped by itself, for people."""
+
+    def tick(self) -> None:
+        """Do what is due."""
+
+
+class Notifier(Protocol):
+    """The service manager."""
+
+    def ready(self) -> None:
+        """The service has started, or has done what it was asked to with `reloading`."""
+
+    def reloading(self) -> None:
+        """It is about to look at its models again."""
+
+    def status(self, text: str) -> None:
+        """How it goes, in a line."""
+
+    def watchdog(self) -> None:
+        """There was progress."""
+
+    def stopping(self) -> None:
+        """It is about to end."""
+
+
+class StoredOutbox(Outbox, Protocol):
+    """An outbox on a disk that can be damaged."""
+
+    @property
+    def quarantined(self) -> int:
+        """Damaged files that were set aside."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What does not change while the agent runs. `topic`: under which it speaks of itself."""
+
+    agent: str
+    boot: str
+    topic: str
+    version: str
+    board: str | None
+    boot_id: str | None
+    sources: Sequence[str]
+    pid: int
+    outbox_cap_bytes: int
+    telemetry_s: float
+
+
+@dataclass
+class Parts:
+    """What the loop drives; app puts it together."""
+
+    source: Feed
+    engine: Engine
+    pipeline: Pipeline
+    model: TimedModel
+    slots: ModelSlots
+    publisher: Publisher
+    delivery: Delivery
+    outbox: StoredOutbox
+    link: Link
+    telemetry: Telemetry
+    recorder: Recorder
+    commands: Commands
+    notifier: Notifier
+    power: PowerMeter
+    host: Callable[[], HostFigures]
+    discovery: Discovery | None
+    report: Callable[[dict[str, Any]], None]
+    """Takes what `har-agent status` shows. Must not raise."""
+    clock: Clock
+    log: Log
+    random: Callable[[], float]
+    health: Health = field(default_factory=Health)
+
+
+class Live:
+    """See the module's text."""
+
+    def __init__(self, parts: Parts, facts: Facts) -> None:
+        self._p = parts
+        self._facts = facts
+        clock = parts.clock
+        now_ns = clock.monotonic_ns()
+        self._started = iso_time(clock.wall_ns())
+        self._started_ns = now_ns
+        self._ready = False
+        self._labels = parts.model.labels
+        self._told_model = ""
+        self._seen: dict[str, int] = {}
+        """Stream -> when its last samples came."""
+        self._unread: dict[str, int] = {}
+        """Device of which nothing could be read so far -> when it last sent something."""
+        self._serial = set(parts.source.problems())
+        self._silent: set[str] = set()
+        self._refused: dict[str, int] = {}
+        """Stream -> when it was refused, and not looked at again since."""
+        self._host: HostFigures | None = None
+        self._message: TelemetryMessage | None = None
+        self._told: HealthMessage | None = None
+        self._second_ns = self._report_ns = now_ns
+        self._telemetry_ns = now_ns + round(min(FIRST_TELEMETRY_S, facts.telemetry_s) * 1e9)
+        self._shown: list[str] = []
+        self._discovery_ns: int | None = None
+        self._birth = False
+
+    def start(self) -> None:
+        """Say who is here."""
+        self._tell_status()
+        self._show()
+
+    def turn(self) -> bool:
+        """Do one turn; False once the sources have ended.
+
+        Raises:
+            InferenceError: the model fails, and there is none to go back to.
+        """
+        p = self._p
+        try:
+            turn = p.engine.turn(TURN_S)
+        except InferenceError as error:
+            p.log.warning("model failed", model=p.model.id, error=str(error))
+            p.health.set(HealthCode.MODEL_FAILING, str(error), p.clock.monotonic_ns())
+            p.slots.failed(error)
+            p.health.set(HealthCode.MODEL_FAILING, None, p.clock.monotonic_ns())
+        else:
+            if turn is None:
+                return False
+        p.commands.handle()
+        p.recorder.tick()
+        p.delivery.tick()
+        now_ns = p.clock.monotonic_ns()
+        if p.model.id != self._told_model:
+            self._tell_status()
+        if now_ns - self._second_ns >= _SECOND_NS:
+            self._second_ns = now_ns
+            self._each_second(now_ns)
+        p.notifier.watchdog()
+        p.source.rest(p.pipeline.due_ns())
+        return True
+
+    def write(self, turn: Turn) -> None:
+        """Take what a turn brought, as the engine's last sink: so a turn in which the model failed counts, too."""
+        p = self._p
+        p.telemetry.take(turn)
+        now_ns = p.clock.monotonic_ns()
+        for batch in turn.batches:
+            self._seen[batch.stream] = now_ns
+        for frame in turn.bad:
+            if frame.stream and frame.stream not in self._seen:
+                self._unread[frame.stream] = now_ns
+        for event in turn.events:
+            if isinstance(event, Refused):
+                new = event.stream not in self._refused
+                self._refused[event.stream] = now_ns
+                reason = f"{event.stream} is refused: {event.reason}"
+                p.health.set(HealthCode.SOURCE_UNUSABLE, reason, now_ns, event.stream)
+                if new:
+                    p.log.warning("stream refused", stream=event.stream, reason=event.reason)
+            elif self._refused and isinstance(event, Prediction) and event.stream in self._refused:
+                del self._refused[event.stream]
+                p.health.set(HealthCode.SOURCE_UNUSABLE, None, now_ns, event.stream)
+                p.log.info("stream accepted", stream=event.stream)
+        p.slots.after_turn(turn)
+        if p.model.labels != self._labels:
+            self._labels = p.model.labels
+            p.publisher.use_labels(self._labels)
+            self._shown = []
+
+    def close(self) -> None:
+        """Nothing of its own is open; see `shut_down`."""
+
+    def reload(self) -> None:
+        """Look at the model slots again."""
+        self._p.notifier.reloading()
+        self._p.slots.reload()
+        self._p.log.info("reloaded", **self._p.slots.status())
+        self._p.notifier.ready()
+
+    def birth(self) -> None:
+        """Home Assistant has started: tell it again, after a moment of its own. May be called from any thread."""
+        self._birth = True
+
+    def shut_down(self) -> None:
+        """End in order: sources, what they had delivered, messages, the connection, the outbox."""
+        p = self._p
+        p.notifier.stopping()
+        p.source.close()
+        deadline_ns = p.clock.monotonic_ns() + round(DRAIN_S * 1e9)
+        while p.clock.monotonic_ns() < deadline_ns and self._drained() is False:
+            pass
+        p.publisher.close()
+        p.delivery.send(self._outgoing("telemetry", self._snapshot()))
+        offline: StatusMessage = {"v": VERSION, "state": "offline"}
+        p.delivery.set_state(self._topic("status"), encode(dict(offline)))
+        left = p.delivery.flush(p.clock.monotonic_ns() + round(FLUSH_S * 1e9))
+        self._report()
+        p.link.close()
+        p.log.info("stopped", unacknowledged=left, stored=p.outbox.depth)
+        p.outbox.close()
+        p.recorder.close()
+        p.slots.close()
+
+    def status(self) -> dict[str, Any]:
+        """Return what `har-agent status` and the command of that name show."""
+        p = self._p
+        link = p.link.state()
+        return {
+            "v": VERSION,
+            "pid": self._facts.pid,
+            "agent": self._facts.agent,
+            "version": self._facts.version,
+            "model": p.model.id,
+            "boot": self._facts.boot,
+            "boot_id": self._facts.boot_id,
+            "board": self._facts.board,
+            "started": self._started,
+            "updated": iso_time(p.clock.wall_ns()),
+            "updated_ns": p.clock.monotonic_ns(),
+            "interval_s": REPORT_S,
+            "uptime_s": round((p.clock.monotonic_ns() - self._started_ns) / 1e9, 1),
+            "sources": [{"name": name, "problem": self._source_problem(name)} for name in self._facts.sources],
+            "streams": len(self._seen),
+            "link": {"connected": link.connected, "broker": link.broker, "problem": link.problem},
+            "slots": p.slots.status(),
+            "health": self._told,
+            "telemetry": self._message,
+        }
+
+    # --- what happens once a second
+
+    def _each_second(self, now_ns: int) -> None:
+        p = self._p
+        self._watch_streams(now_ns)
+        self._watch_rest(now_ns)
+        if not self._ready and (self._seen or now_ns - self._started_ns > READY_S * 1e9):
+            self._ready = True
+            p.notifier.ready()
+        self._discover(now_ns)
+        if now_ns >= self._telemetry_ns:
+            self._telemetry_ns = now_ns + round(self._facts.telemetry_s * 1e9)
+            p.delivery.send(self._outgoing("telemetry", self._snapshot()))
+            self._tell_health(now_ns)
+        elif now_ns - self._report_ns >= REPORT_S * 1e9:
+            p.telemetry.take_power(p.power.read())
+            self._report()
+        if p.health.changed(now_ns):
+            self._tell_health(now_ns)
+
+    def _watch_streams(self, now_ns: int) -> None:
+        p, source = self._p, self._p.source
+        problems = source.problems()
+        for name, problem in problems.items():
+            p.health.set(HealthCode.SOURCE_AWAY, f"{name}: {problem}" if problem else None, now_ns, name)
+            if problem and name in self._seen:
+                p.publisher.silent(name, problem)
+        away = source.broker_problem()
+        p.health.set(HealthCode.SOURCE_AWAY, f"samples over MQTT: {away}" if away else None, now_ns, "mqtt")
+        newest_ns = self._started_ns
+        for stream, seen_ns in list(self._seen.items()):
+            newest_ns = max(newest_ns, seen_ns)
+            age_s = (now_ns - seen_ns) / 1e9
+            # Of a serial port that is away, its problem tells.
+            silent = age_s > source.silence_s and problems.get(stream) is None
+            if age_s > source.idle_s and stream not in self._serial:
+                self._retire(stream, now_ns)
+            elif silent and stream not in self._silent:
+                self._silent.add(stream)
+                text = f"{stream} sends nothing"
+                if stream in self._serial:
+                    text += " that can be read: check its format and baud"
+                p.publisher.silent(stream)
+                p.health.set(HealthCode.SOURCE_SILENT, text, now_ns, stream)
+            elif not silent and stream in self._silent:
+                self._silent.remove(stream)
+                p.health.set(HealthCode.SOURCE_SILENT, None, now_ns, stream)
+        for stream, heard_ns in list(self._unread.items()):
+            # It has a place among the devices, too.
+            if stream in self._seen:
+                del self._unread[stream]
+            elif now_ns - heard_ns > source.idle_s * 1e9 and stream not in self._serial:
+                del self._unread[stream]
+                p.engine.bad.pop(stream, None)
+                source.forget(stream)
+        for stream, since_ns in self._refused.items():
+            if now_ns - since_ns >= RECONSIDER_S * 1e9:
+                self._refused[stream] = now_ns
+                p.pipeline.reconsider(stream)
+        quiet = now_ns - newest_ns > max(10.0, min(source.silence_s, 60.0)) * 1e9
+        p.health.set(HealthCode.NO_SOURCE, "no samples come from any source" if quiet else None, now_ns)
+
+    def _watch_rest(self, now_ns: int) -> None:
+        p, health = self._p, self._p.health
+        link = p.link.state()
+        away = None if link.connected else link.problem or f"connecting to broker {link.broker}"
+        health.set(HealthCode.BROKER_AWAY, away, now_ns)
+        health.set(HealthCode.BROKER_UNSTEADY, link.problem if link.connected else None, now_ns)
+        health.set(HealthCode.BROKER_REFUSES, p.delivery.problem, now_ns)
+        quarantined = p.outbox.problem if p.outbox.quarantined else None
+        degraded = None if p.outbox.quarantined else p.outbox.problem
+        health.set(HealthCode.OUTBOX_QUARANTINED, quarantined, now_ns)
+        health.set(HealthCode.OUTBOX_DEGRADED, degraded, now_ns)
+        full = p.outbox.size_bytes > self._facts.outbox_cap_bytes / 2
+        health.set(HealthCode.OUTBOX_FILLING, "the outbox is more than half full" if full else None, now_ns)
+        text = "the outbox is full: its oldest messages are let go; see drops.outbox in telemetry"
+        health.count(HealthCode.OUTBOX_DROPPING, p.outbox.dropped, text, now_ns)
+        text = "more samples come than this board can process; see drops.input in telemetry"
+        health.count(HealthCode.QUEUE_DROPPING, p.source.dropped, text, now_ns)
+        text = "there are more devices than mqtt_in.max_devices: raise it, or divide them with mqtt_in.share"
+        refused = p.engine.bad[""][Loss.TOO_MANY_DEVICES] if "" in p.engine.bad else 0
+        health.count(HealthCode.TOO_MANY_DEVICES, refused, text, now_ns)
+        health.set(HealthCode.MODEL_ROLLED_BACK, p.slots.problem, now_ns)
+        unsynced = None if p.clock.synced() else "nothing keeps the wall clock right: set up NTP, or a clock with a battery"
+        health.set(HealthCode.CLOCK_UNSYNCED, unsynced, now_ns)
+        health.set(HealthCode.RECORDER_FAILED, p.recorder.problem, now_ns)
+        if self._host is not None:
+            weak = "the supply is too weak: use a better one, or a shorter cable" if self._host.under_voltage else None
+            health.set(HealthCode.UNDER_VOLTAGE, weak, now_ns)
+            slow = "the board slows itself down: cool it, or give it less to do" if self._host.throttled else None
+            health.set(HealthCode.THROTTLED, slow, now_ns)
+
+    def _retire(self, stream: str, now_ns: int) -> None:
+        """Forget a device that has been silent for long: it is a new one when it comes back, but for its numbers."""
+        p = self._p
+        del self._seen[stream]
+        self._silent.discard(stream)
+        self._refused.pop(stream, None)
+        for code in (HealthCode.SOURCE_SILENT, HealthCode.SOURCE_UNUSABLE):
+            p.health.set(code, None, now_ns, stream)
+        p.telemetry.retire(stream, p.pipeline.retire(stream))
+        p.engine.bad.pop(stream, None)
+        p.publisher.retire(stream)
+        p.source.forget(stream)
+
+    def _discover(self, now_ns: int) -> None:
+        """Describe this agent and its streams to Home Assistant, when they have changed or it has started."""
+        p, discovery = self._p, self._p.discovery
+        if discovery is None:
+            return
+        if self._birth:
+            self._birth = False
+            self._discovery_ns = now_ns + round(p.random() * _BIRTH_WAIT_NS)
+        streams = sorted(self._seen)
+        if streams != self._shown or not self._shown:
+            gone = sorted(set(self._shown).difference(streams))
+            self._shown = streams
+            p.delivery.set_state(discovery.topic, discovery.payload(self._labels, streams, gone))
+        elif self._discovery_ns is not None and now_ns >= self._discovery_ns:
+            self._discovery_ns = None
+            p.delivery.set_state(discovery.topic, discovery.payload(self._labels, streams))
+            p.delivery.repeat_state(discovery.topic)
+
+    # --- what is told
+
+    def _snapshot(self) -> "TelemetryMessage":
+        p = self._p
+        p.telemetry.take_power(p.power.read())
+        self._host = p.host()
+        self._message = p.telemetry.snapshot(
+            p.pipeline.counts(), p.model.id, p.source.dropped, p.delivery, p.outbox, self._host
+        )
+        return self._message
+
+    def _tell_health(self, now_ns: int) -> None:
+        p = self._p
+        p.health.changed(now_ns)
+        before = self._told["state"] if self._told else "ok"
+        wall_ns, synced = p.clock.wall_ns(), p.clock.synced()
+        self._told = p.health.message(self._facts.agent, now_ns, wall_ns, clock_synced=synced)
+        p.delivery.set_state(self._topic("health"), encode(dict(self._told)))
+        if self._told["state"] != before:
+            codes = [reason["code"] for reason in self._told["reasons"]]
+            (p.log.info if self._told["state"] == "ok" else p.log.warning)(
+                "health", state=self._told["state"], reasons=codes
+            )
+        self._report()
+
+    def _tell_status(self) -> None:
+        p, facts = self._p, self._facts
+        self._told_model = p.model.id
+        message: StatusMessage = {
+            "v": VERSION,
+            "state": "online",
+            "agent": facts.agent,
+            "version": facts.version,
+            "model": p.model.id,
+            "labels": list(p.model.labels),
+            "boot": facts.boot,
+            "boot_id": facts.boot_id,
+            "started": self._started,
+            "sources": list(facts.sources),
+        }
+        if facts.board:
+            message["board"] = facts.board
+        p.delivery.set_state(self._topic("status"), encode(dict(message)))
+        p.log.info("model in service", model=p.model.id)
+
+    def _show(self) -> None:
+        self._tell_health(self._p.clock.monotonic_ns())
+
+    def _report(self) -> None:
+        p = self._p
+        self._report_ns = now_ns = p.clock.monotonic_ns()
+        rate = f", {self._message['windows_per_s']:.3g} windows/s" if self._message else ""
+        p.notifier.status(p.health.summary(now_ns, f"{len(self._seen)} streams{rate}"))
+        p.report(self.status())
+
+    def _drained(self) -> bool:
+        """Whether all that had been read is through; one turn at a time."""
+        try:
+            return self._p.engine.turn(0.0) is None
+        except InferenceError:
+            return True
+
+    def _source_problem(self, name: str) -> str | None:
+        kind, _, rest = name.partition(" ")
+        return self._p.source.problems().get(rest) if kind == "serial" else self._p.source.broker_problem()
+
+    def _topic(self, name: str) -> str:
+        return f"{self._facts.topic}/{name}"
+
+    def _outgoing(self, name: str, message: Any) -> Outgoing:
+        return Outgoing(self._topic(name), encode(dict(message)))
