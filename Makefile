@@ -26,9 +26,10 @@ lint: ## format, style, types and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: ## speed and memory on this machine, against the floors of ONNX Runtime; ARGS="--json" goes to har-agent
+bench: ## speed and memory on this machine, against ONNX Runtime and paho alone; about ten minutes
 	@tools/setup.sh dev
 	$(BIN)/har-agent bench $(ARGS)
+	$(BIN)/python tools/bench/run.py
 
 lock: ## write requirements/*.txt from pyproject.toml; ARGS="--upgrade" takes the newest versions
 	@tools/setup.sh dev

@@ -31,6 +31,8 @@ from agent.errors import ConfigError
 DEFAULT_PATH = Path("/etc/har-agent/config.toml")
 PATH_VARIABLE = "HAR_AGENT_CONFIG"
 PREFIX = "HAR_AGENT__"
+_FLAGS = {"broker.local.url": "--broker", "model.bundle": "--model"}
+"""Flags that are not called as their keys are."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def load_with_origins(
         if value is not None:
             section, _, key = name.rpartition(".")
             tree.setdefault(section, {})[key] = value
-            origin[name] = f"--{key.replace('_', '-')}"
+            origin[name] = _FLAGS.get(name) or f"--{key.replace('_', '-')}"
             origin.setdefault(section, origin[name])
     config = _build(tree, origin, problems)
     if problems:

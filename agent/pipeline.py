@@ -149,6 +149,9 @@ class Pipeline:
         for item in items:
             stream = self._streams.get(item.stream)
             if stream is None:
+                if isinstance(item, Dropped):
+                    # Nothing to interrupt; and a name of which nothing could be read is no stream.
+                    continue
                 stream = _Stream(item.stream, self._manifest, self._hop, self._settings, self._seq0)
                 self._streams[item.stream] = stream
             if isinstance(item, Dropped):
@@ -163,7 +166,7 @@ class Pipeline:
         return events
 
     def due_ns(self) -> int:
-        """Return the time on the clock of receive times before which no window can be complete; 0 where nobody can tell.
+        """Return the time, on the clock of receive times, before which no window can be complete; 0 if nobody knows.
 
         Whoever waits for samples may sleep that long, instead of waking up for each of them.
         """
@@ -186,8 +189,13 @@ class Pipeline:
         stream.losses[Loss.PARTIAL_WINDOW] += stream.ring.uncovered + stream.timeline.held
         return stream.counts()
 
-    def retire(self, name: str) -> StreamCounts:
-        """Do as `finish` does, for a stream that may come back: no stream that begins later uses its numbers again."""
+    def retire(self, name: str) -> StreamCounts | None:
+        """Do as `finish` does, for a stream that may come back: no stream that begins later uses its numbers again.
+
+        None if there is no such stream.
+        """
+        if name not in self._streams:
+            return None
         self._seq0 = max(self._seq0, self._streams[name].seq)
         return self.finish(name)
 
@@ -224,6 +232,8 @@ class Pipeline:
         Raises:
             ValueError: it is not a positive number.
         """
+        # Whole numbers may be beyond what NumPy compares with.
+        threshold = None if threshold is None else float(threshold)
         if threshold is not None and not 0 < threshold < float("inf"):
             raise ValueError(f"novelty_threshold must be a positive number, not {threshold}")
         self._set_threshold = threshold

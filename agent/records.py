@@ -53,6 +53,8 @@ class Loss(StrEnum):
     TOO_LARGE = "payload_too_large"
     TOPIC = "unexpected_topic"
     TOO_MANY_DEVICES = "too_many_devices"
+    RETAINED = "retained_message"
+    UNEXPECTED = "unexpected_error"
 
 
 class GapReason(StrEnum):
@@ -236,13 +238,15 @@ class Ack(NamedTuple):
 class LinkState(NamedTuple):
     """Where a link stands. `session`: number of the connection, from 1; what was offered in another one is void.
 
-    `broker`: name of the broker that is connected, or tried. `problem`: for people, None while all is well.
+    `broker`: name of the broker that is connected, or tried. `problem`: for people, None while all is well. `window`:
+    messages that may be on their way to this broker and back; 0 where that is not known.
     """
 
     connected: bool
     session: int
     broker: str
     problem: str | None = None
+    window: int = 0
 
 
 class PowerReading(NamedTuple):

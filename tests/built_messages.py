@@ -63,7 +63,7 @@ def built(streams: Sequence[str]) -> dict[str, list[bytes]]:
 class _Kept:
     """Takes what is published, and what Telemetry asks of a delivery and an outbox."""
 
-    published, acknowledged, historical, refused, unsent, in_flight = 10, 8, 3, 1, 2, 1
+    published, acknowledged, historical, refused, unsent, in_flight, possible_repeats = 10, 8, 3, 1, 2, 1, 4
     depth, size_bytes, dropped = 4, 2000, 7
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class _Kept:
 
 def _telemetry(telemetry: Telemetry, streams: dict[str, StreamCounts], host: HostFigures):
     kept = _Kept()
-    return telemetry.snapshot(streams, "har-base@3f9c1a7e", 5, kept, kept, host)
+    return telemetry.snapshot(streams, "har-base@3f9c1a7e", 5, {Loss.RETAINED: 2}, kept, kept, host)
 
 
 def _turns(streams: Sequence[str]) -> list[Turn]:

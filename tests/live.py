@@ -169,6 +169,8 @@ class Sensor:
                 taken = self.write(rest)
                 rest = rest[taken:] if self.speed > 1 else b""
                 if not taken and rest:
+                    # Its clock stands still meanwhile, or it would come all at once later.
+                    began = time.monotonic() - k / (RATE_HZ * self.speed)
                     break
             self.sent = k
             self._stop.wait(0.02)
@@ -249,7 +251,11 @@ class Listener:
         client.subscribe(f"{self._root}/#", 1)
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        body = json.loads(message.payload) if message.payload else None
+        try:
+            body = json.loads(message.payload) if message.payload else None
+        except ValueError:
+            # What others send under the same root, such as a garbage command.
+            body = None
         with self._lock:
             if message.topic.endswith("/prediction"):
                 self.seen[body["id"]] += 1
@@ -285,13 +291,15 @@ class Agent:
             f'[agent]\nname = "{name}"\nstate_dir = "{self.state}"\nruntime_dir = "{self.run}"\n' + config
         )
         self._env = env or {}
+        self.through: list[str] = []
+        """A command that becomes the agent, such as one that enters a network namespace."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *args: str) -> None:
         """Start it; does not wait for anything."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent", "run", "--config", str(self.config), *args],
+                [*self.through, sys.executable, "-m", "agent", "run", "--config", str(self.config), *args],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self._env},

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import select
 import shutil
 import signal
@@ -17,6 +18,8 @@ from typing import Any, Self
 
 LOOPBACK = "127.0.0.1"
 _DEADLINE_S = 10.0
+_NEVER_EPHEMERAL = 20_000, 32_000
+"""Below what Linux gives to outgoing connections: a broker that is killed must get its port again."""
 PERSISTENT = """allow_anonymous true
 max_queued_messages 0
 persistence true
@@ -143,9 +146,11 @@ def until(condition: Callable[[], Any], within_s: float = 10) -> Any:
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.create_server((LOOPBACK, 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port of the loopback that nobody listens on, and that no connection to elsewhere is given meanwhile."""
+    for port in random.SystemRandom().sample(range(*_NEVER_EPHEMERAL), 100):
+        with contextlib.suppress(OSError), socket.create_server((LOOPBACK, port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 @contextlib.contextmanager

@@ -140,7 +140,7 @@ class Rig:
     def stop(self, agent: Agent) -> None:
         """Stop the agent in order."""
         code = agent.stop()
-        assert code == 0, agent.tail()
+        assert code == 0, f"exit {code}\n{agent.tail()}"
 
     def all_came(self, *listeners: Listener) -> None:
         """No number is missing, and repeats say what came first."""

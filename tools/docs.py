@@ -116,11 +116,13 @@ devices then still says what it said last, so read both. A device that was silen
 def figures() -> str:
     """The tables of measured figures."""
     out = [GENERATED, "# Figures\n\nMeasured, each by the command above its table; none is typed by hand.\n"]
-    accuracy, speed, memory = (_load(name) for name in ("crossval", "bench", "memory"))
+    accuracy, speed, live, memory = (_load(name) for name in ("crossval", "bench", "run", "memory"))
     if accuracy:
         out += _accuracy(accuracy)
     if speed:
         out += _speed(speed)
+    if live:
+        out += _live(live)
     if memory:
         out.append("\n## Memory of a replay\n\n`python tools/bench/memory.py --hours 1,10,100`\n\n")
         out.append("| hours of input | samples | peak RSS, MiB |\n|---|---|---|\n")
@@ -164,6 +166,28 @@ def _speed(r: dict[str, Any]) -> Iterator[str]:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _live(r: dict[str, Any]) -> Iterator[str]:
+    s, g, bare = r["serial"], r["gateway"], r["bare"]
+    yield "\n## The live agent\n\n`python tools/bench/run.py --json docs/results/run.json`, with mosquitto on loopback; "
+    yield f"on {r['machine']['cores']} cores of {r['machine']['cpu']}, which mosquitto and the senders share.\n\n"
+    yield f"| one serial sensor, 50 Hz, {s['seconds']:g} s | |\n|---|---|\n"
+    yield f"| CPU | {s['cpu_pct']:.2f} % of a core |\n"
+    yield f"| memory | {s['rss_mib']:.1f} MiB, {s['over_floor_mib']:.1f} over the libraries alone |\n"
+    ms = s["puback_ms"]
+    yield f"| last sample to the broker's acknowledgement | p50 {ms['p50']:.1f}, p99 {ms['p99']:.1f} ms |\n\n"
+    yield f"A gateway of {g['devices']} devices at 50 Hz, 64 binary samples a message: {g['cpu_us_per_window']:.0f} µs "
+    yield f"of CPU a window, **{g['ratio']:.2f} times** the {bare['total_us']:.0f} µs that the libraries alone take for it: "
+    yield f"paho to receive {bare['receive_us']:.0f}, ONNX Runtime in batches {bare['infer_us']:.0f}, paho to publish "
+    yield f"{bare['publish_us']:.0f}.\n\n"
+    yield "| devices | CPU, % of a core | µs a window | RSS, MiB | to PUBACK p50 / p99, ms | to a subscriber p99, ms "
+    yield "| samples dropped | ids missing |\n|---|---|---|---|---|---|---|---|\n"
+    for c in r["curve"]:
+        ack, heard = c["puback_ms"], c["sensor_to_subscriber_ms"]
+        yield f"| {c['devices']} | {c['cpu_pct']:.1f} | {c['cpu_us_per_window']:.0f} | {c['rss_mib']:.0f} "
+        yield f"| {ack['p50']:.1f} / {ack['p99']:.1f} | {heard['p99']:.1f} | {c['samples_dropped']} "
+        yield f"| {c['ids_missing']} |\n"
 
 
 def _load(name: str) -> dict[str, Any] | None:

@@ -142,9 +142,14 @@ def _reason(baud: int, code: int | None, error: Exception) -> str:
         return "permission denied: add the agent's user to the group dialout (or to the group that owns the port)"
     if code in (errno.EAGAIN, errno.EBUSY):
         return "another program has it open: stop that one, such as a serial monitor or ModemManager"
-    if code in (errno.ENOTTY, errno.EISDIR, errno.EINVAL) or isinstance(error, termios.error):
+    if code in (errno.ENOTTY, errno.EISDIR, errno.EINVAL) or _is_no_terminal(error):
         return f"it is no serial port, or one that refuses {baud} baud"
     return _text(error)
+
+
+def _is_no_terminal(error: Exception) -> bool:
+    # pyserial gives its text alone, without its number.
+    return isinstance(error, termios.error) or isinstance(error.__context__, termios.error)
 
 
 def _links() -> list[Path]:

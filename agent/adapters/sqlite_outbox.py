@@ -17,6 +17,7 @@ import fcntl
 import os
 import sqlite3
 import sys
+import time
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +37,9 @@ _RETRY_NS = round(RETRY_S * 1e9)
 KEPT_CORRUPT = 3
 """Damaged files that are kept."""
 
+_LOCK_RETRY_S = 0.05
+_LOOK_NS = 1_000_000_000
+"""How often it is looked whether the file is still where the next run will look for it."""
 _PAGE = 1024
 """Bytes a page: a prediction fits in one, and a commit writes at least one."""
 _WAL_PAGES = 4096
@@ -82,6 +86,7 @@ class SqliteOutbox:
             ConfigError: another agent uses the same folder.
         """
         self._clock = clock
+        self._folder = path.parent if path is not None else None
         self._path = path if settings.durability != "memory" else None
         self._synchronous = "FULL" if settings.durability == "power-loss" else "NORMAL"
         self._cap = int(settings.max_mb * 1e6)
@@ -102,6 +107,9 @@ class SqliteOutbox:
         self._size = 0
         self._trouble: str | None = None
         self._retry_ns = 0
+        self._look_ns = 0
+        self._in_place: dict[str, tuple[int, int] | None] = {}
+        """Device and number of the open files, as found at their names."""
         self._shrink_ns = 0
         self._quarantine_ns = 0
         """From when on a damaged file may be set aside."""
@@ -113,6 +121,11 @@ class SqliteOutbox:
         self.dropped = 0
         self.quarantined = 0
         if self._path is None:
+            if self._folder is not None:
+                # Whoever installs a model looks for the lock, too.
+                with contextlib.suppress(OSError):
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    self._take_lock()
             self._hold_in_memory()
             return
         try:
@@ -130,6 +143,16 @@ class SqliteOutbox:
     def size_bytes(self) -> int:
         """Bytes of topics and payloads held."""
         return self._size
+
+    @property
+    def trouble(self) -> str | None:
+        """Why messages are held in memory now, for people; None if they are not."""
+        return self._trouble
+
+    @property
+    def damage(self) -> str | None:
+        """What became of a damaged file since the start, for people; None if there was none."""
+        return self._damage
 
     @property
     def problem(self) -> str | None:
@@ -180,6 +203,10 @@ class SqliteOutbox:
     def tick(self) -> None:
         """Do what is due: write delayed removals, try the disk again, give space back. May block on the disk."""
         now_ns = self._clock.monotonic_ns()
+        if self._disk and now_ns >= self._look_ns:
+            self._look_ns = now_ns + _LOOK_NS
+            if not self._is_in_place():
+                self._guarded(self._rescue)
         if self._trouble and now_ns >= self._retry_ns:
             self._try_disk()
         if self._unwritten and now_ns - self._unwritten_since_ns >= REMOVAL_WAIT_S * 1e9:
@@ -354,6 +381,39 @@ class SqliteOutbox:
         if self._loaded:
             self._count()
 
+    def _is_in_place(self) -> bool:
+        """Whether the open files are those that the next run will find; SQLite goes on writing to removed ones."""
+        assert self._path is not None
+        for suffix in ("", "-wal"):
+            try:
+                found = self._path.with_name(self._path.name + suffix).stat()
+                now: tuple[int, int] | None = (found.st_dev, found.st_ino)
+            except OSError:
+                now = None
+            if self._in_place.setdefault(suffix, now) != now:
+                if self._in_place[suffix] is not None:
+                    return False
+                self._in_place[suffix] = now
+        return True
+
+    def _rescue(self) -> None:
+        """Somebody removed or replaced the files: take what is in the open ones, for new ones at the next try."""
+        assert self._disk is not None
+        rows = self._disk.execute(_SELECT, (0,)).fetchall()
+        memory = _memory_database()
+        _commit(memory, set(), [row for row in rows if row[0] not in self._removed])
+        self._close_disk()
+        if self._memory:
+            self._memory.close()
+        self._memory, self._memory_from, self._loaded = memory, self._next, True
+        if self._lock is not None:
+            # It may have been removed, too.
+            os.close(self._lock)
+            self._lock = None
+        self.quarantined += 1
+        self._damage = f"{self._path} was removed or replaced while it was in use; its {len(rows)} messages are kept"
+        self._trouble, self._retry_ns = self._damage, 0
+
     def _try_disk(self) -> None:
         """Open the disk again, and move to it what is held in memory."""
         self._close_disk()
@@ -414,6 +474,7 @@ class SqliteOutbox:
             with contextlib.suppress(sqlite3.Error):
                 self._disk.close()
             self._disk = None
+            self._in_place.clear()
 
     # --- the file
 
@@ -536,8 +597,8 @@ class SqliteOutbox:
         """Keep a second agent off. The lock goes with the process, however that ends."""
         if self._lock is not None:
             return
-        assert self._path is not None
-        name = self._path.with_name("lock")
+        assert self._folder is not None
+        name = self._folder / "lock"
         writable = True
         try:
             lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -546,7 +607,7 @@ class SqliteOutbox:
                 raise
             lock, writable = os.open(name, os.O_RDONLY | os.O_CLOEXEC), False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(lock)
             if writable:
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, b"%d\n" % os.getpid(), 0)
@@ -554,7 +615,7 @@ class SqliteOutbox:
             pid = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
             raise ConfigError(
-                f"another agent (pid {pid}) uses {self._path.parent}: stop it, or set another agent.state_dir"
+                f"another agent (pid {pid}) uses {self._folder}: stop it, or set another agent.state_dir"
             ) from e
         except OSError as e:
             # A full disk has no room for the number, and some network file systems have no locks.
@@ -562,6 +623,15 @@ class SqliteOutbox:
                 os.close(lock)
                 raise
         self._lock = lock
+
+
+def _flock(lock: int) -> None:
+    """Take the lock; a command that only looks whether an agent runs holds it for a moment."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_LOCK_RETRY_S)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _row(key: int, message: Outgoing) -> _Row:
@@ -730,8 +800,11 @@ def _image(path: Path) -> tuple[int, bytearray]:
     image += bytes(-len(image) % page)
     commit: dict[int, bytes] = {}
     order: Literal["little", "big"] = "big" if log[:4] == b"\x37\x7f\x06\x83" else "little"
+    if len(log) < 32:
+        # Torn in its header.
+        log = bytes(32)
     sums = _log_sums(log[:24], (0, 0), order)
-    if len(log) < 32 or int.from_bytes(log[8:12]) != page or log[24:32] != _packed(sums):
+    if int.from_bytes(log[8:12]) != page or log[24:32] != _packed(sums):
         log = b""
     for at in range(32, len(log) - page - 23, page + 24):
         head, body = log[at : at + 24], log[at + 24 : at + 24 + page]

@@ -507,9 +507,8 @@ def _connect_devices(config: Config, seconds: float, clock: Clock, running: int 
     if heard.samples:
         yield from judge(area, heard, settings, None)
     elif source.messages:
-        text = (
-            f"{source.messages} messages came in {seconds:g} s and no sample: {_bad(heard)}, {source.retained} retained"
-        )
+        retained = source.refused[Loss.RETAINED]
+        text = f"{source.messages} messages came in {seconds:g} s and no sample: {_bad(heard)}, {retained} retained"
         yield Finding(area, ERROR, text, "compare payloads and keys with docs/guide.md; retained messages are ignored")
     else:
         fix = "do devices send to that topic, and to this broker?"

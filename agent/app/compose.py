@@ -32,12 +32,18 @@ def state_dir(config: Config) -> Path:
 
 
 def runtime_dir(config: Config) -> Path:
-    """Return where the agent keeps what need not outlive a restart."""
+    """Return where the agent keeps what need not outlive a restart: in memory, where it may."""
+    places = runtime_dirs(config)
+    return next((p for p in places if os.access(p if p.exists() else p.parent, os.W_OK)), places[-1])
+
+
+def runtime_dirs(config: Config) -> list[Path]:
+    """Return the folders of which `runtime_dir` is one, in order; the last is not in memory."""
     named = config.agent.runtime_dir or _first("RUNTIME_DIRECTORY")
     if named:
-        return Path(named)
-    usual = Path("/run/har-agent")
-    return usual if os.access(usual, os.W_OK) else state_dir(config)
+        return [Path(named)]
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    return [Path("/run/har-agent"), *([Path(session) / "har-agent"] if session else []), state_dir(config)]
 
 
 def _first(variable: str) -> str:

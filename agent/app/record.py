@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from uuid import uuid4
 
 from agent.adapters.clock import SystemClock
 from agent.adapters.recorder import CSV, CSV_GZ, RAW, Recorder, RecorderStatus
@@ -149,7 +150,8 @@ def _configured(config: Config, clock: Clock, tee: Tee) -> Inbox:
     # Only here: they bring pyserial and paho, which a test with sources of its own has no use for.
     from agent.app.sources import open_sources
 
-    return open_sources(config, clock, tee)
+    # A client id of its own: a broker ends the connection of a running agent that has the same.
+    return open_sources(config, clock, tee, client=f"har-record-{uuid4().hex[:12]}")
 
 
 class _Recording:

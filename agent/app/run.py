@@ -3,8 +3,8 @@
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -31,12 +31,15 @@ from agent.records import Outgoing
 from agent.runtime.commands import Commands, Handler, arguments
 from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
-from agent.runtime.live import Facts, Live, Parts
+from agent.runtime.live import OFFLINE, REPORT_S, Facts, Live, Parts
 from agent.runtime.publisher import Publisher
+from agent.runtime.sampler import Sampler
 from agent.runtime.telemetry import HostFigures, Telemetry
 
-OFFLINE = b'{"v":1,"state":"offline"}'
 RECORD_MAX_S = 24 * 3600.0
+READ_S = 5.0
+"""Between readings of the power meter and the board's own sensors."""
+_MOST_REMEMBERED = 100_000
 _FORGET_S = 2.0
 """How long retained messages are collected before they are cleared."""
 
@@ -44,9 +47,8 @@ _FORGET_S = 2.0
 class Signals(Protocol):
     """What a person, or the service manager, asks of a running agent."""
 
-    @property
-    def stopping(self) -> bool:
-        """It shall end."""
+    def __call__(self) -> bool:
+        """Whether it shall end."""
 
     def take_reload(self) -> bool:
         """Whether it shall look at its models again, since the last call."""
@@ -61,20 +63,17 @@ def run(path: Path | None, flags: Mapping[str, Any], log: Log, signals: Signals)
     """
     config = load_config(path, flags)
     clock = SystemClock()
-    live, close = build(config, clock, log)
     with ExitStack() as ending:
-        ending.callback(close)
+        live = build(config, clock, log, ending)
+        ending.callback(live.shut_down)
         live.start()
-        try:
-            while not signals.stopping and live.turn():
-                if signals.take_reload():
-                    live.reload()
-        finally:
-            live.shut_down()
+        while not signals() and live.turn():
+            if signals.take_reload():
+                live.reload()
 
 
-def build(config: Config, clock: Clock, log: Log) -> tuple[Live, Any]:
-    """Put one agent together and start its threads; return it and what closes what `Live.shut_down` does not.
+def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
+    """Put one agent together and start its threads. `ending` gets what `Live.shut_down` does not close.
 
     Raises:
         ConfigError, ModelContractError: as `run`.
@@ -88,13 +87,14 @@ def build(config: Config, clock: Clock, log: Log) -> tuple[Live, Any]:
     state = state_dir(config)
     recorder = Recorder(state / "recordings", CSV, clock)
     source = open_sources(config, clock, complain=complain)
-    # The sessions first: opening them holds the GIL, and nothing should come meanwhile.
-    slots = build_slots(config, clock)
+    # Before the slots, which count every start of a bundle on trial: it has the lock that keeps a second agent out.
+    outbox = ending.enter_context(closing(SqliteOutbox(state / "outbox.db", config.outbox, clock)))
+    # The sessions before the sources: opening them holds the GIL, and nothing should come meanwhile.
+    slots = ending.enter_context(closing(build_slots(config, clock)))
     opened = slots.open()
     model = TimedModel(opened.model, clock)
     pipeline = build_pipeline(model, opened.manifest, config)
     slots.attach(pipeline, model)
-    outbox = SqliteOutbox(state / "outbox.db", config.outbox, clock)
     connection = Connection(
         name,
         config.broker,
@@ -109,6 +109,11 @@ def build(config: Config, clock: Clock, log: Log) -> tuple[Live, Any]:
     publisher = Publisher(delivery, clock, config.mqtt.root, model.labels, boot, name)
     vcgencmd = Vcgencmd()
     board = Board(run=vcgencmd)
+    meter = open_power_meter(clock, config.telemetry, run=vcgencmd)
+    power = ending.enter_context(closing(Sampler(meter.read, READ_S, "power")))
+    host = ending.enter_context(closing(Sampler(_host(board), READ_S, "board")))
+    devices, remember = _memory(state / "devices.json")
+    folder = runtime_dir(config)
     notifier = Notifier(os.environ, clock)
     discovery = None
     if config.homeassistant.enabled:
@@ -117,7 +122,7 @@ def build(config: Config, clock: Clock, log: Log) -> tuple[Live, Any]:
     commands = Commands(handlers, delivery.send, log)
     telemetry = Telemetry(clock, name, boot, config.telemetry.idle_watts)
     engine = Engine(source, pipeline, [publisher, recorder], clock, model, config.model.max_failures)
-    report = _Report(runtime_dir(config) / "status.json", log)
+    report = _Report(folder / "status.json", log)
     parts = Parts(
         source=source,
         engine=engine,
@@ -132,8 +137,10 @@ def build(config: Config, clock: Clock, log: Log) -> tuple[Live, Any]:
         recorder=recorder,
         commands=commands,
         notifier=notifier,
-        power=open_power_meter(clock, config.telemetry, run=vcgencmd),
-        host=_host(board),
+        power=lambda: power.latest,
+        host=lambda: host.latest,
+        remembered=devices,
+        remember=remember,
         discovery=discovery,
         report=report,
         clock=clock,
@@ -151,20 +158,25 @@ def build(config: Config, clock: Clock, log: Log) -> tuple[Live, Any]:
         pid=os.getpid(),
         outbox_cap_bytes=int(config.outbox.max_mb * 1e6),
         telemetry_s=config.telemetry.interval_s,
+        # The state directory is a card that wears.
+        report_s=config.telemetry.interval_s if folder == state else REPORT_S,
     )
     live = Live(parts, facts)
     engine.add_sink(live)
-    handlers |= _handlers(live, parts, recorder)
+    handlers |= _handlers(live, parts, recorder, config.model.novelty_threshold)
     if config.commands.enabled:
-        link.subscribe(f"{topic}/command/+", lambda m: _receive(commands, m))
+        ours = (f"{config.mqtt.root}/", f"{config.homeassistant.prefix}/")
+        link.subscribe(f"{topic}/command/+", lambda m: _receive(commands, m, ours))
     if discovery is not None:
         known = discovery
         link.subscribe(discovery.birth_topic, lambda m: live.birth() if known.is_birth(m.topic, m.payload) else None)
-    endpoint = _open_endpoint(config, parts, report)
+    _open_endpoint(config, parts, report, ending)
+    power.start()
+    host.start()
     link.start()
     source.start()
     log.info("started", agent=name, version=agent.__version__, model=model.id, sources=source.names, boot=boot)
-    return live, endpoint.close if endpoint else lambda: None
+    return live
 
 
 def forget(path: Path | None, flags: Mapping[str, Any], log: Log) -> None:
@@ -172,22 +184,21 @@ def forget(path: Path | None, flags: Mapping[str, Any], log: Log) -> None:
 
     Raises:
         ConfigError: the configuration cannot be used.
-        SinkUnavailable: no broker can be reached.
+        SinkUnavailable: not every broker could be reached.
     """
     config, clock = load_config(path, flags), SystemClock()
     name, root = agent_name(config), config.mqtt.root
     topic = f"{root}/{topic_level(name)}"
     discovery = Discovery(config.homeassistant, root, name, agent.__version__)
-    reached, problem = 0, ""
+    problems = []
     for label, broker in config.broker.items():
-        filters = [f"{topic}/+", f"{root}/+/availability", discovery.topic]
+        filters = [f"{topic}/status", f"{topic}/health", f"{root}/+/availability", discovery.topic]
         subscriber = Subscriber(broker, config.mqtt, filters, clock, credentials=credentials_dir())
         try:
             subscriber.start()
             topics = _retained_by(subscriber, name, clock)
         except SinkUnavailable as e:
-            problem = str(e)
-            log.warning("broker not reached", broker=label, problem=problem)
+            problems.append(str(e))
             continue
         finally:
             subscriber.close()
@@ -207,13 +218,11 @@ def forget(path: Path | None, flags: Mapping[str, Any], log: Log) -> None:
         link.close()
         outbox.close()
         if not done:
-            problem = f"broker {label} did not confirm that it forgets"
-            log.warning("not forgotten", broker=label)
-            continue
-        reached += 1
-        log.info("forgotten", broker=label, topics=topics)
-    if not reached:
-        raise SinkUnavailable(f"nothing was forgotten: {problem}")
+            problems.append(f"broker {label} did not confirm that it forgets")
+        else:
+            log.info("forgotten", broker=label, topics=topics)
+    if problems:
+        raise SinkUnavailable(f"not every broker has forgotten this agent: {'; '.join(problems)}")
 
 
 def _retained_by(subscriber: Subscriber, name: str, clock: Clock) -> list[str]:
@@ -237,13 +246,17 @@ def _retained_by(subscriber: Subscriber, name: str, clock: Clock) -> list[str]:
     return topics
 
 
-def _receive(commands: Commands, message: Message) -> None:
+def _receive(commands: Commands, message: Message, ours: tuple[str, ...]) -> None:
+    """Take a request. An answer never goes where only the agent speaks, whoever asks for it: see `ours`."""
+    wanted = message.response_topic
+    if any(c in wanted for c in "+#\0") or (wanted.startswith(ours) and not wanted.startswith(f"{ours[0]}reply/")):
+        wanted = ""
     if not message.retained:
-        commands.receive(message.topic, message.payload, message.response_topic or None, message.correlation or None)
+        commands.receive(message.topic, message.payload, wanted, message.correlation)
 
 
-def _handlers(live: Live, p: Parts, recorder: Recorder) -> dict[str, Handler]:
-    """What can be asked for over MQTT."""
+def _handlers(live: Live, p: Parts, recorder: Recorder, configured: float | None) -> dict[str, Handler]:
+    """What can be asked for over MQTT. `configured`: the novelty threshold that stands without a command."""
 
     def status(payload: bytes) -> dict[str, Any]:
         arguments(payload, {})
@@ -251,7 +264,7 @@ def _handlers(live: Live, p: Parts, recorder: Recorder) -> dict[str, Handler]:
 
     def set_threshold(payload: bytes) -> dict[str, Any]:
         given = arguments(payload, {"novelty_threshold": float})
-        p.pipeline.set_novelty_threshold(given.get("novelty_threshold"))
+        p.pipeline.set_novelty_threshold(given.get("novelty_threshold", configured))
         return {"novelty_threshold": p.pipeline.novelty_threshold}
 
     def reload_model(payload: bytes) -> dict[str, Any]:
@@ -284,7 +297,28 @@ def _handlers(live: Live, p: Parts, recorder: Recorder) -> dict[str, Handler]:
     }
 
 
-def _host(board: Board) -> Any:
+def _memory(path: Path) -> tuple[list[str], Callable[[Sequence[str]], None]]:
+    """Return the names of devices that the last run kept at `path`, and how to keep those of this one.
+
+    A broker may show a device as online that was there when the agent was killed, and does not come back.
+    """
+    try:
+        kept = json.loads(path.read_bytes())
+        names = [str(name) for name in kept] if isinstance(kept, list) else []
+    except (OSError, ValueError, RecursionError):
+        names = []
+
+    def keep(devices: Sequence[str]) -> None:
+        # A disk that takes nothing is told by the outbox.
+        with suppress(OSError):
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps(devices), "utf-8")
+            new.replace(path)
+
+    return names[:_MOST_REMEMBERED], keep
+
+
+def _host(board: Board) -> Callable[[], HostFigures]:
     metrics = HostMetrics()
 
     def read() -> HostFigures:
@@ -326,17 +360,17 @@ class _Report:
             self._failed = False
 
 
-def _open_endpoint(config: Config, parts: Parts, report: _Report) -> Any:
+def _open_endpoint(config: Config, parts: Parts, report: _Report, ending: ExitStack) -> None:
     if not config.telemetry.prometheus_port:
-        return None
+        return
     from agent.adapters.prometheus import PrometheusEndpoint
     from agent.core.prometheus_text import exposition
 
     try:
-        endpoint = PrometheusEndpoint(config.telemetry.prometheus_port)
+        endpoint = ending.enter_context(closing(PrometheusEndpoint(config.telemetry.prometheus_port)))
     except SinkUnavailable as e:
         parts.health.set(HealthCode.PROMETHEUS_AWAY, str(e), parts.clock.monotonic_ns())
-        return None
+        return
 
     def publish(status: dict[str, Any]) -> None:
         if status["telemetry"] and status["health"]:
@@ -344,4 +378,3 @@ def _open_endpoint(config: Config, parts: Parts, report: _Report) -> Any:
             endpoint.publish(exposition(status["telemetry"], status["health"]), healthy)
 
     report.also = publish
-    return endpoint

@@ -1,8 +1,11 @@
 """The configured sources, serial and MQTT, as one: for `run` and `record`."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.app.compose import agent_name, credentials_dir
@@ -13,12 +16,11 @@ from agent.core.decoders.mqtt_payload import PayloadDecoder
 from agent.core.settings import SerialSettings
 from agent.errors import ConfigError
 from agent.ports import Clock, Source
-from agent.records import Decoded
+from agent.records import Decoded, Loss
 from agent.runtime.inbox import Feeder, Inbox
 from agent.runtime.queues import BoundedQueue, Overflow
 from agent.runtime.reader import ReaderThread
 from agent.runtime.supervisor import Reopening
-
 
 if TYPE_CHECKING:
     from agent.adapters.mqtt import MqttSource
@@ -42,7 +44,6 @@ class Sources:
         self._inbox = inbox
         self._serial = serial
         self._mqtt = mqtt
-        self.start, self.poll, self.rest, self.close = inbox.start, inbox.poll, inbox.rest, inbox.close
         self.silence_s = settings.mqtt_in.silence_s
         """After how long without samples a device of MQTT is offline; serial ports tell by themselves."""
         self.idle_s = settings.mqtt_in.idle_s
@@ -52,15 +53,33 @@ class Sources:
         if mqtt is not None:
             self.names.append(f"mqtt {settings.mqtt_in.filter}")
 
+    def start(self) -> None:
+        """Begin to read."""
+        self._inbox.start()
+
+    def poll(self, timeout_s: float) -> list[Decoded] | None:
+        """See `ports.Source.poll`."""
+        return self._inbox.poll(timeout_s)
+
+    def rest(self, due_ns: int) -> None:
+        """See `Inbox.rest`."""
+        self._inbox.rest(due_ns)
+
+    def close(self) -> None:
+        """See `ports.Source.close`; what has come can still be polled."""
+        self._inbox.close()
+
     @property
     def dropped(self) -> int:
         """Samples that the full queue let go."""
         return self._inbox.dropped
 
     @property
-    def retained(self) -> int:
-        """Messages of MQTT that were ignored because nobody knows how old they are."""
-        return 0 if self._mqtt is None else self._mqtt.retained
+    def refused(self) -> Counter[Loss]:
+        """Messages of MQTT that were not even decoded, by reason."""
+        if self._mqtt is None:
+            return Counter()
+        return self._mqtt.refused + Counter({Loss.UNEXPECTED: self._mqtt.failures})
 
     def problems(self) -> Mapping[str, str | None]:
         """Return, by serial device, why it delivers nothing; None for those that do."""
@@ -80,11 +99,16 @@ class Sources:
 
 
 def open_sources(
-    config: Config, clock: Clock, tee: Tee | None = None, complain: Callable[[str], None] = lambda _: None
+    config: Config,
+    clock: Clock,
+    tee: Tee | None = None,
+    complain: Callable[[str], None] = lambda _: None,
+    client: str | None = None,
 ) -> Sources:
     """Prepare what is configured; nothing is opened or connected before `Sources.start`.
 
-    `complain`: told of what should never happen.
+    `complain`: told of what should never happen. `client`: the client id for MQTT, where the agent's own may be in
+    use; it then listens beside the others of `mqtt_in.share`, and takes nothing from them.
 
     Raises:
         ConfigError: nothing is configured, or a format lacks a setting that it needs.
@@ -97,15 +121,34 @@ def open_sources(
     room = config.agent.queue_s * len(config.serial)
     if config.mqtt_in.filter:
         room += MQTT_QUEUE_S * config.mqtt_in.max_devices
+    _check_ports(config.serial)
     queue = BoundedQueue(round(room * 50), Overflow.DROP_OLDEST)
     serial = {name: _serial(name, settings, clock, tee) for name, settings in config.serial.items()}
     feeders: list[Feeder] = []
     inbox = Inbox(queue, feeders, clock, config.mqtt_in.linger_ms / 1e3)
-    feeders += [ReaderThread(source, queue, clock, f"serial-{name}", inbox.rest_s) for name, source in serial.items()]
-    mqtt = _mqtt(config, clock, queue.put, tee, complain) if config.mqtt_in.filter else None
+    feeders += [
+        ReaderThread(source, queue, clock, f"serial-{name}", inbox.rest_s, shared=True)
+        for name, source in serial.items()
+    ]
+    mqtt = _mqtt(config, clock, queue.put, tee, complain, client) if config.mqtt_in.filter else None
     if mqtt is not None:
         feeders.append(mqtt)
     return Sources(inbox, serial, mqtt, config)
+
+
+def _check_ports(serial: Mapping[str, SerialSettings]) -> None:
+    """Refuse names that are none, and two sections for one port: the second could never open it.
+
+    Raises:
+        ConfigError: there are such.
+    """
+    first: dict[Path, str] = {}
+    for name, settings in serial.items():
+        if not name or len(name) > 64 or not name.isprintable():
+            raise ConfigError(f"serial.{name!r}: a device's name is 1 to 64 printable characters")
+        other = first.setdefault(Path(settings.port).resolve(), name)
+        if settings.port and other != name:
+            raise ConfigError(f"serial.{other} and serial.{name} name the same port: {settings.port}")
 
 
 def _serial(name: str, settings: SerialSettings, clock: Clock, tee: Tee | None) -> Reopening:
@@ -129,10 +172,11 @@ def _mqtt(
     put: Callable[[Decoded], object],
     tee: Tee | None,
     complain: Callable[[str], None],
+    client: str | None,
 ) -> "MqttSource":
     from agent.adapters.mqtt import Connection, MqttSource
 
-    settings = config.mqtt_in
+    settings = config.mqtt_in if client is None else replace(config.mqtt_in, share="")
     if settings.broker and settings.broker not in config.broker:
         raise ConfigError(
             f"mqtt_in.broker is {settings.broker!r}, and there is no section [broker.{settings.broker}]; "
@@ -140,7 +184,7 @@ def _mqtt(
         )
     brokers = {settings.broker: config.broker[settings.broker]} if settings.broker else config.broker
     connection = Connection(
-        f"{agent_name(config)}-in",
+        client or f"{agent_name(config)}-in",
         brokers,
         config.mqtt,
         clock,
@@ -149,5 +193,10 @@ def _mqtt(
         thread="mqtt-in",
     )
     return MqttSource(
-        connection, settings, lambda device: PayloadDecoder(device, settings, settings.max_payload), put, tee=tee
+        connection,
+        settings,
+        lambda device: PayloadDecoder(device, settings, settings.max_payload),
+        put,
+        tee=tee,
+        reserved=config.serial.keys(),
     )

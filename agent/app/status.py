@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent.adapters.clock import SystemClock
+from agent.app.compose import runtime_dirs
 from agent.config import Config
 from agent.core.fleet import number, text
 from agent.core.health import HealthCode
 from agent.ports import Clock
 
 FILE = "status.json"
-_USUAL = Path("/run/har-agent")
-_STATE = "/var/lib/har-agent"
 _POLL_S = 0.25
 _MAX_BYTES = 1 << 20
 _LONGEST = 200
@@ -24,7 +23,7 @@ REMEDIES: dict[str, str] = {
     HealthCode.NO_SOURCE: "har-agent check --connect tells which source is wrong, and how",
     HealthCode.OUTBOX_DROPPING: "bring a broker back, or raise outbox.max_mb: the oldest predictions are being lost",
     HealthCode.OUTBOX_DEGRADED: "free some space in the state directory, and see that the agent may write there",
-    HealthCode.BROKER_REFUSES: "compare user, password and access rules with those of the broker",
+    HealthCode.BROKER_REFUSES: "compare this agent's topics with the access rules of the broker",
     HealthCode.BROKER_AWAY: "har-agent check --connect; predictions wait in the outbox until the broker is back",
     HealthCode.BROKER_UNSTEADY: "look at the network, and whether another client uses this agent's name",
     HealthCode.QUEUE_DROPPING: "fewer devices or a lower rate: this board cannot keep up",
@@ -117,7 +116,9 @@ def read_status(config: Config, clock: Clock | None = None) -> AgentStatus:
             return _judged(said, path, config, clock)
         return AgentStatus("absent", f"{path} is damaged", {}, None)
     where = " or ".join(str(path) for path in tried)
-    return AgentStatus("absent", f"no agent has written {where}: start it with systemctl start har-agent", {}, None)
+    return AgentStatus(
+        "absent", f"no agent has written {where}: it is not running, or may write none of its folders", {}, None
+    )
 
 
 def wait_healthy(config: Config, seconds: float, clock: Clock | None = None) -> AgentStatus:
@@ -133,10 +134,7 @@ def wait_healthy(config: Config, seconds: float, clock: Clock | None = None) -> 
 
 
 def _places(config: Config) -> list[Path]:
-    """Where the agent writes: in the folder that is configured, or the first of the usual ones that it may use."""
-    named = config.agent.runtime_dir or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    state = config.agent.state_dir or os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or _STATE
-    return [Path(named) / FILE] if named else [_USUAL / FILE, Path(state) / FILE]
+    return [folder / FILE for folder in runtime_dirs(config)]
 
 
 def _judged(said: dict[str, Any], path: Path, config: Config, clock: Clock) -> AgentStatus:

@@ -1,9 +1,10 @@
 """The log of a command that runs for long: JSON lines on standard output under systemd, lines for people otherwise."""
 
+import contextlib
 import os
 import sys
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from agent.ports import Log
@@ -27,10 +28,23 @@ def open_log() -> "Log":
             _in_order,
             render if under_systemd else _for_people,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout if under_systemd else sys.stderr),
+        logger_factory=lambda *_: _Printer(sys.stdout if under_systemd else sys.stderr),
         cache_logger_on_first_use=True,
     )
     return cast("Log", structlog.get_logger())
+
+
+class _Printer:
+    """Prints lines. That nobody can be told, on a full disk or a closed pipe, is no reason to fail."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def info(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=self._file, flush=True)
+
+    warning = info
 
 
 def _in_order(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -7,18 +7,27 @@ from typing import Any, Self
 class Stopping:
     """True after a first SIGINT or SIGTERM; a second one ends the process as usual."""
 
-    def __init__(self) -> None:
-        self._stopping = False
+    def __init__(self, *, hangup: bool = False) -> None:
+        """`hangup`: take SIGHUP over, too, which otherwise ends the process."""
+        self._hangup = hangup
+        self._stopping = self._reload = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
         """Whether to stop."""
         return self._stopping
 
+    def take_reload(self) -> bool:
+        """Whether SIGHUP came since the last call; it only counts where `hangup` was given."""
+        asked, self._reload = self._reload, False
+        return asked
+
     def __enter__(self) -> Self:
         """Take the signals over."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._stop)
+        if self._hangup:
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._ask_reload)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -28,5 +37,8 @@ class Stopping:
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
-        for number in self._before:
+        for number in self._before.keys() - {signal.SIGHUP}:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def _ask_reload(self, *_: object) -> None:
+        self._reload = True

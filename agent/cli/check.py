@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli._exit import Exit, end_on_sigterm
+from agent.cli._options import finite
 from agent.cli._print import out, say
 from agent.errors import UsageError
 
@@ -25,7 +26,8 @@ def check(
         list[str] | None, typer.Option(help="With --connect: another serial port to look at; may be repeated.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.5, max=600, help="With --connect: how long to listen to each source.")
+        float,
+        typer.Option(callback=finite, min=0.5, max=600, help="With --connect: how long to listen to each source."),
     ] = 3.0,
     show: Annotated[
         bool, typer.Option("--print", help="Only print the configuration, and where each value came from.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli._exit import Exit
+from agent.cli._options import finite
 from agent.cli._print import out as print_out
 from agent.cli._print import say
 from agent.cli._stopping import Stopping
@@ -22,10 +23,17 @@ def record(
         bool, typer.Option("--raw", help="Keep the bytes as they came, with their receive times (.harraw).")
     ] = False,
     gzip: Annotated[bool, typer.Option("--gzip", help="Compress samples (.csv.gz).")] = False,
-    duration: Annotated[float | None, typer.Option(min=0.1, help="Seconds; until Ctrl-C if not given.")] = None,
-    rotate_mb: Annotated[float, typer.Option(min=0.001, help="Size at which a device gets a new file.")] = 64.0,
+    duration: Annotated[
+        float | None, typer.Option(callback=finite, min=0.1, max=3e7, help="Seconds; until Ctrl-C if not given.")
+    ] = None,
+    rotate_mb: Annotated[
+        float, typer.Option(callback=finite, min=0.001, max=1e9, help="Size at which a device gets a new file.")
+    ] = 64.0,
     budget_mb: Annotated[
-        float, typer.Option(min=0.001, help="Size of all recordings in the folder at which recording stops.")
+        float,
+        typer.Option(
+            callback=finite, min=0.001, max=1e9, help="Size of all recordings in the folder at which recording stops."
+        ),
     ] = 1024.0,
     label: Annotated[str | None, typer.Option(help="Label of every sample, for training data.")] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file.")] = None,

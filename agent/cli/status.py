@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.cli._exit import Exit, end_on_sigterm
+from agent.cli._options import finite
 from agent.cli._print import out
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def status(
         typer.Option(
             min=0,
             max=86400,
+            callback=finite,
             metavar="SECONDS",
             help="Wait so long for ok, with every source and a broker there; exit 1 if not.",
         ),

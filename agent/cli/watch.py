@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli._exit import Exit
+from agent.cli._options import finite
 from agent.cli._print import out, say
 from agent.cli._stopping import Stopping
 
@@ -25,7 +26,7 @@ def watch(
     ] = None,
     root: Annotated[str | None, typer.Option(help="First level of the topics.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Print what is known after --seconds, and end.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long --once listens.")] = 3.0,
+    seconds: Annotated[float, typer.Option(callback=finite, min=0.1, max=3600, help="How long --once listens.")] = 3.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line, for each change; with --once, one in all.")
     ] = False,

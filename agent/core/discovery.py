@@ -9,7 +9,7 @@ Nothing is taken from predictions: there is one every second, which a recorder o
 sent late would be taken for what is now.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -49,17 +49,20 @@ class Discovery:
         """Whether a message says that Home Assistant has started."""
         return topic == self.birth_topic and payload == _BIRTH
 
+    def shown(self, streams: Iterable[str]) -> list[str]:
+        """Return which of `streams` are described: the first by name, as many as are configured."""
+        return sorted(streams)[: self._max_devices]
+
     def payload(self, labels: Sequence[str], streams: Sequence[str], removed: Sequence[str] = ()) -> bytes:
-        """Return the message that describes the agent and the first of `streams`, as many as are configured.
+        """Return the message that describes the agent and `streams`, which `shown` has chosen.
 
         `labels`: the model's. `removed`: streams that were described before and shall be shown no more; they are
         named in one message and left out of the next.
         """
         components: dict[str, dict[str, Any]] = self._of_agent()
-        shown = streams[: self._max_devices]
-        for stream in shown:
+        for stream in streams:
             components |= self._of_stream(stream, labels)
-        for stream in set(removed).difference(shown):
+        for stream in set(removed).difference(streams):
             components |= {_key(stream, kind): {"p": platform} for kind, platform in _STREAM_PLATFORMS.items()}
         device: dict[str, Any] = {
             "ids": [f"{_APPLICATION}:{self._agent_id}"],

@@ -127,6 +127,7 @@ class DeliveryCounts(TypedDict):
     historical: Annotated[int, "times one was sent from the outbox, later than it was made"]
     refused: Annotated[int, "times the broker refused one, of any kind"]
     in_flight: Annotated[int, "messages of any kind that wait for an acknowledgement now"]
+    possible_repeats: Annotated[int, "messages sent again because nobody knows whether they had arrived"]
 
 
 class OutboxFigures(TypedDict):

@@ -31,7 +31,7 @@ def exposition(telemetry: TelemetryMessage, health: HealthMessage | None = None)
     out.counter("dropped_total", "Let go by a full queue: samples by input, else messages.", _by("queue", drops))
 
     d = t["delivery"]
-    out.counter("published_messages_total", "Offered to the broker, repeats included.", _one(d["published"]))
+    out.counter("published_messages_total", "Made, each counted once.", _one(d["published"]))
     out.counter("acknowledged_messages_total", "Acknowledged by the broker.", _one(d["acknowledged"]))
     out.counter("historical_messages_total", "Published later than they were made.", _one(d["historical"]))
     out.counter("refused_messages_total", "Refused by the broker for good.", _one(d["refused"]))

@@ -111,7 +111,8 @@ class MqttInSettings(InputSettings):
     """Samples from MQTT; off while `filter` is empty.
 
     `filter`: with one `{device}` level, such as `imu/{device}/samples`. `broker`: name of a `[broker.…]`, the first
-    one if empty. `share`: name of the group for a shared subscription, so that several agents divide the devices.
+    one if empty. `share`: name of the group of a shared subscription; only with a broker that keeps a device with one
+    member of it, which Mosquitto does not: streams would be torn apart.
     `max_devices`: devices beyond it are refused and counted. `idle_s`: silence after which a device is forgotten.
     `silence_s`: silence after which its availability is offline. `linger_ms`: how long to collect messages of many
     devices into one model call.
@@ -141,6 +142,10 @@ class MqttInSettings(InputSettings):
         _within("silence_s", self.silence_s, 0.5, 3600)
         _within("idle_s", self.idle_s, 1, 1e6)
         _within("linger_ms", self.linger_ms, 0, 1000)
+        if any("+" in level and level != "+" for level in levels):
+            raise ValueError(f"filter: + stands for a whole level: {self.filter!r}")
+        if any(c in "+#/\0" for c in self.share):
+            raise ValueError(f"share must be a name without + # /, not {self.share!r}")
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ class MqttSettings:
 
     root: str = "har"
     keepalive_s: int = 30
-    inflight: int = 100
+    inflight: int = 1000
     ack_timeout_s: float = 20.0
     connect_timeout_s: float = 10.0
     retry_first_s: float = 1.0
@@ -267,6 +272,12 @@ class HomeAssistantSettings:
     enabled: bool = False
     prefix: str = "homeassistant"
     max_devices: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse a prefix that is no topic."""
+        if not self.prefix or any(c in "+#\0" for c in self.prefix) or self.prefix.strip("/") != self.prefix:
+            raise ValueError(f"prefix must be a topic without + and #, and no / at its ends, not {self.prefix!r}")
+        _within("max_devices", self.max_devices, 0, 1000)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Requests over MQTT: taken in the link's thread, carried out in the engine's, answered where they ask for it."""
 
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,9 @@ from agent.ports import Log
 from agent.records import Outgoing
 
 MAX_WAITING = 32
-"""Requests that may wait for the engine's next turn; more are refused at once, by silence, and counted."""
+MAX_WAITING_BYTES = 33 << 20
+"""Requests, and bytes of them, that may wait for the engine; more are refused at once, by silence, and counted. The
+largest bundle that can be installed just fits."""
 
 Handler = Callable[[bytes], dict[str, Any]]
 """Takes a request's payload and returns its result.
@@ -27,34 +30,45 @@ class Commands:
         self._handlers = handlers
         self._reply = reply
         self._log = log
-        self._waiting: deque[tuple[str, bytes, str | None, bytes | None]] = deque()
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[str, bytes, str, bytes]] = deque()
+        self._waiting_bytes = 0
         self.refused = 0
         """Requests that found too many others waiting."""
 
-    def receive(self, topic: str, payload: bytes, response_topic: str | None, correlation: bytes | None) -> None:
-        """Take a request; called from any thread, never blocks. The command's name is the topic's last level."""
-        if len(self._waiting) >= MAX_WAITING:
-            self.refused += 1
-        else:
+    def receive(self, topic: str, payload: bytes, response_topic: str = "", correlation: bytes = b"") -> None:
+        """Take a request; called from the link's thread, never blocks. Its name is the topic's last level."""
+        with self._lock:
+            fits = self._waiting_bytes + len(payload) <= MAX_WAITING_BYTES
+            if len(self._waiting) >= MAX_WAITING or not fits:
+                self.refused += 1
+                return
+            self._waiting_bytes += len(payload)
             self._waiting.append((topic.rpartition("/")[2], payload, response_topic, correlation))
 
     def handle(self) -> None:
-        """Carry out what waits, in order."""
-        while self._waiting:
+        """Carry out the one that has waited longest: between two of them there is a turn, and a sign of life."""
+        with self._lock:
+            if not self._waiting:
+                return
             name, payload, response_topic, correlation = self._waiting.popleft()
-            answer = self._answer(name, payload)
-            self._log.info("command", command=name, ok=answer["ok"], error=answer.get("error"))
-            if response_topic:
-                self._reply(Outgoing(response_topic, encode(answer), correlation=correlation))
+            self._waiting_bytes -= len(payload)
+        answer = self._answer(name, payload)
+        self._log.info("command", command=name[:64], ok=answer["ok"], error=answer.get("error"))
+        if response_topic:
+            self._reply(Outgoing(response_topic, encode(answer), correlation=correlation or None))
 
     def _answer(self, name: str, payload: bytes) -> dict[str, Any]:
         handler = self._handlers.get(name)
         if handler is None:
-            return _failed(f"there is no command {name!r}; there are {', '.join(sorted(self._handlers))}")
+            return _failed(f"there is no command {name[:64]!r}; there are {', '.join(sorted(self._handlers))}")
         try:
             return {"v": VERSION, "ok": True, "result": handler(payload)}
         except (AgentError, ValueError) as e:
             return _failed(str(e))
+        except Exception as e:  # noqa: BLE001  whoever may send a request must not be able to end the agent
+            self._log.warning("command failed", command=name, error=f"{type(e).__name__}: {e}")
+            return _failed(f"it failed: {type(e).__name__}: {e}")
 
 
 def arguments(payload: bytes, known: Mapping[str, type]) -> dict[str, Any]:
@@ -66,6 +80,8 @@ def arguments(payload: bytes, known: Mapping[str, type]) -> dict[str, Any]:
     if not payload.strip():
         return {}
     wants = "a JSON object with " + ", ".join(f"{k} ({t.__name__})" for k, t in known.items())
+    if not known:
+        raise ValueError("this command takes no arguments: its payload must be empty")
     try:
         given = json.loads(payload)
     except (ValueError, RecursionError) as e:
@@ -77,6 +93,11 @@ def arguments(payload: bytes, known: Mapping[str, type]) -> dict[str, Any]:
         number = kind is float and isinstance(value, int)
         if kind is None or isinstance(value, bool) != (kind is bool) or not (number or isinstance(value, kind)):
             raise ValueError(f"{key!r}: the payload must be {wants}")
+        if number:
+            try:
+                given[key] = float(value)
+            except OverflowError as e:
+                raise ValueError(f"{key!r} is too large") from e
     return given
 
 

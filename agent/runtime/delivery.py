@@ -96,7 +96,8 @@ class Delivery:
         self._link = link
         self._clock = clock
         self._history_hz = settings.history_hz
-        self._history_room = max(1, mqtt.inflight - mqtt.inflight // 4)
+        self._inflight = mqtt.inflight
+        self._history_room = max(1, mqtt.inflight * 3 // 4)
         self._ack_timeout_ns = round(mqtt.ack_timeout_s * 1e9)
         self._pause_ns = round(mqtt.retry_longest_s * 1e9)
         self._flights: dict[int, _Flight] = {}
@@ -112,6 +113,7 @@ class Delivery:
         self._refusals: dict[str, _Refusal] = {}
         self._connected = False
         self._session = 0
+        self._answered_ns = 0
         self._disturbed = 0
         self._cursor = 0
         self._waiting = True
@@ -239,6 +241,9 @@ class Delivery:
         if state.connected and state.session != self._session:
             self._session = state.session
             self._due_ns = dict.fromkeys(self._states, now_ns)
+        if state.window:
+            # A quarter of what is under way at a time is kept free for live messages.
+            self._history_room = max(1, min(self._inflight, state.window) * 3 // 4)
         self._connected = state.connected
         return now_ns
 
@@ -246,6 +251,7 @@ class Delivery:
         flight = self._flights.pop(ack.token, None)
         if flight is None:
             return
+        self._answered_ns = max(self._answered_ns, ack.t_ns)
         if ack.refusal is not None:
             self._note_refusal(ack.token, ack.refusal, flight, now_ns)
             return
@@ -304,10 +310,13 @@ class Delivery:
         self._waiting = True
 
     def _watch(self, now_ns: int) -> None:
-        """Give a connection up whose broker leaves the oldest message in flight without an answer."""
+        """Give a connection up whose broker answers nothing although messages are in flight.
+
+        Brokers answer in order: while answers come, the oldest message only waits for its turn on a slow line.
+        """
         if not self._flights or self._disturbed == self._session:
             return
-        silent_ns = now_ns - next(iter(self._flights.values())).offered_ns
+        silent_ns = now_ns - max(next(iter(self._flights.values())).offered_ns, self._answered_ns)
         if silent_ns > self._ack_timeout_ns:
             self._disturbed = self._session
             self._link.disturb(f"the broker did not acknowledge a message for {silent_ns / 1e9:.0f} s")

@@ -1,6 +1,7 @@
 """Everything that several sources deliver, as one source for the engine."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
 from agent.ports import Clock
@@ -61,8 +62,9 @@ class Inbox:
 
     def poll(self, timeout_s: float) -> list[Decoded] | None:
         """Return what has come, waiting at most `timeout_s` for it; None once everything is closed and taken."""
-        if self._linger_s and self._crowded() and self._queue.wait(timeout_s):
-            self._clock.sleep(self._linger_s)
+        if self._linger_s and self._crowded():
+            if self._queue.wait(timeout_s):
+                self._clock.sleep(self._linger_s)
             timeout_s = 0.0
         elif (rest_s := min(self.rest_s(), timeout_s)) > 0:
             self._clock.sleep(rest_s)
@@ -72,10 +74,11 @@ class Inbox:
         return taken
 
     def close(self) -> None:
-        """Close every feeder; what has been queued can still be polled."""
-        for feeder in self._feeders:
-            feeder.close()
-        self._queue.close()
+        """Close every feeder, also if one fails; what has been queued can still be polled."""
+        with ExitStack() as closing:
+            closing.callback(self._queue.close)
+            for feeder in self._feeders:
+                closing.callback(feeder.close)
 
     def _crowded(self) -> bool:
         now_ns = self._clock.monotonic_ns()

@@ -5,6 +5,7 @@ a watchdog that is not fed. Everything that waits, waits in the source's `poll` 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +14,8 @@ from agent.core.health import Health, HealthCode
 from agent.core.wire import VERSION, encode, iso_time
 from agent.errors import InferenceError
 from agent.pipeline import Pipeline
-from agent.ports import Clock, Link, Log, Outbox, PowerMeter, Sink, Source
-from agent.records import Loss, Outgoing, Prediction, Refused, Turn
+from agent.ports import Clock, Link, Log, Outbox, Sink, Source
+from agent.records import Loss, Outgoing, PowerReading, Prediction, Refused, Turn
 from agent.runtime.commands import Commands
 from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
@@ -25,12 +26,17 @@ from agent.runtime.telemetry import HostFigures, Telemetry
 if TYPE_CHECKING:
     from agent.core.messages import HealthMessage, StatusMessage, TelemetryMessage
 
+OFFLINE = b'{"v":1,"state":"offline"}'
+"""What the status says of an agent that is not there: its last word, and its last will."""
+
 TURN_S = 0.25
 """How long a turn waits for samples, and so how soon anything else is noticed when none come."""
 FIRST_TELEMETRY_S = 5.0
 """After the start: nobody should wait for a whole interval to see that it works."""
 REPORT_S = 5.0
 """Between reports for `har-agent status` and Prometheus, and between readings of the power meter."""
+FRUITLESS_S = 30.0
+"""How long samples may come without a whole window: many times what a first window takes."""
 READY_S = 15.0
 """How long a start waits for the first samples before it counts as one: a sensor may be unplugged for days."""
 DRAIN_S = 3.0
@@ -49,6 +55,10 @@ class Feed(Source, Protocol):
     @property
     def dropped(self) -> int:
         """Samples that the full queue let go."""
+
+    @property
+    def refused(self) -> Mapping[Loss, int]:
+        """Messages of devices that were not even decoded, by reason."""
 
     @property
     def silence_s(self) -> float:
@@ -108,6 +118,14 @@ class StoredOutbox(Outbox, Protocol):
     def quarantined(self) -> int:
         """Damaged files that were set aside."""
 
+    @property
+    def trouble(self) -> str | None:
+        """Why messages are held in memory now, for people."""
+
+    @property
+    def damage(self) -> str | None:
+        """What became of a damaged file, for people."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -123,6 +141,7 @@ class Facts:
     pid: int
     outbox_cap_bytes: int
     telemetry_s: float
+    report_s: float
 
 
 @dataclass
@@ -142,9 +161,13 @@ class Parts:
     recorder: Recorder
     commands: Commands
     notifier: Notifier
-    power: PowerMeter
+    power: Callable[[], PowerReading]
+    """Power, as it was read last. Must not block, nor must `host`."""
     host: Callable[[], HostFigures]
     discovery: Discovery | None
+    remembered: Sequence[str]
+    remember: Callable[[Sequence[str]], None]
+    """Devices of the last run, and where to keep those of this one. Must not raise."""
     report: Callable[[dict[str, Any]], None]
     """Takes what `har-agent status` shows. Must not raise."""
     clock: Clock
@@ -161,17 +184,21 @@ class Live:
         self._facts = facts
         clock = parts.clock
         now_ns = clock.monotonic_ns()
-        self._started = iso_time(clock.wall_ns())
         self._started_ns = now_ns
         self._ready = False
         self._labels = parts.model.labels
         self._told_model = ""
-        self._seen: dict[str, int] = {}
-        """Stream -> when its last samples came."""
+        self._fed = False
+        self._seen: dict[str, int] = dict.fromkeys(parts.remembered, now_ns)
+        """Stream -> when its last samples came; those of the last run too: a broker may show them as online still."""
+        self._remembered = set(parts.remembered)
         self._unread: dict[str, int] = {}
         """Device of which nothing could be read so far -> when it last sent something."""
         self._serial = set(parts.source.problems())
         self._silent: set[str] = set()
+        self._predicted: dict[str, int] = {}
+        """Stream -> when its last window was predicted, or when it came."""
+        self._fruitless: set[str] = set()
         self._refused: dict[str, int] = {}
         """Stream -> when it was refused, and not looked at again since."""
         self._host: HostFigures | None = None
@@ -179,14 +206,15 @@ class Live:
         self._told: HealthMessage | None = None
         self._second_ns = self._report_ns = now_ns
         self._telemetry_ns = now_ns + round(min(FIRST_TELEMETRY_S, facts.telemetry_s) * 1e9)
-        self._shown: list[str] = []
+        self._shown: list[str] | None = None
+        self._synced = clock.synced()
         self._discovery_ns: int | None = None
         self._birth = False
 
     def start(self) -> None:
         """Say who is here."""
         self._tell_status()
-        self._show()
+        self._tell_health(self._p.clock.monotonic_ns())
 
     def turn(self) -> bool:
         """Do one turn; False once the sources have ended.
@@ -195,6 +223,7 @@ class Live:
             InferenceError: the model fails, and there is none to go back to.
         """
         p = self._p
+        self._follow_model()
         try:
             turn = p.engine.turn(TURN_S)
         except InferenceError as error:
@@ -209,8 +238,6 @@ class Live:
         p.recorder.tick()
         p.delivery.tick()
         now_ns = p.clock.monotonic_ns()
-        if p.model.id != self._told_model:
-            self._tell_status()
         if now_ns - self._second_ns >= _SECOND_NS:
             self._second_ns = now_ns
             self._each_second(now_ns)
@@ -224,6 +251,7 @@ class Live:
         p.telemetry.take(turn)
         now_ns = p.clock.monotonic_ns()
         for batch in turn.batches:
+            self._fed = True
             self._seen[batch.stream] = now_ns
         for frame in turn.bad:
             if frame.stream and frame.stream not in self._seen:
@@ -236,18 +264,27 @@ class Live:
                 p.health.set(HealthCode.SOURCE_UNUSABLE, reason, now_ns, event.stream)
                 if new:
                     p.log.warning("stream refused", stream=event.stream, reason=event.reason)
-            elif self._refused and isinstance(event, Prediction) and event.stream in self._refused:
-                del self._refused[event.stream]
-                p.health.set(HealthCode.SOURCE_UNUSABLE, None, now_ns, event.stream)
-                p.log.info("stream accepted", stream=event.stream)
+            elif isinstance(event, Prediction):
+                self._predicted[event.stream] = now_ns
+                if event.stream in self._refused or event.stream in self._fruitless:
+                    self._refused.pop(event.stream, None)
+                    self._fruitless.discard(event.stream)
+                    p.health.set(HealthCode.SOURCE_UNUSABLE, None, now_ns, event.stream)
+                    p.log.info("stream accepted", stream=event.stream)
         p.slots.after_turn(turn)
-        if p.model.labels != self._labels:
-            self._labels = p.model.labels
-            p.publisher.use_labels(self._labels)
-            self._shown = []
 
     def close(self) -> None:
         """Nothing of its own is open; see `shut_down`."""
+
+    def _follow_model(self) -> None:
+        """Take over the labels of a model that took over since the last turn, by whatever way, before the next."""
+        p = self._p
+        if p.model.id != self._told_model:
+            if p.model.labels != self._labels:
+                self._labels = p.model.labels
+                p.publisher.use_labels(self._labels)
+                self._shown = None
+            self._tell_status()
 
     def reload(self) -> None:
         """Look at the model slots again."""
@@ -261,24 +298,46 @@ class Live:
         self._birth = True
 
     def shut_down(self) -> None:
-        """End in order: sources, what they had delivered, messages, the connection, the outbox."""
+        """End in order: sources, what they had delivered, messages, the connection, the outbox; all, if one fails."""
         p = self._p
         p.notifier.stopping()
-        p.source.close()
+        with ExitStack() as ending:
+            for step in (p.slots.close, p.recorder.close, self._close_outbox, p.link.close, self._say_goodbye):
+                ending.callback(step)
+            ending.callback(self._drain)
+            p.source.close()
+
+    def _drain(self) -> None:
+        """Let what had been read become predictions, within a deadline."""
+        p = self._p
         deadline_ns = p.clock.monotonic_ns() + round(DRAIN_S * 1e9)
-        while p.clock.monotonic_ns() < deadline_ns and self._drained() is False:
-            pass
-        p.publisher.close()
+        try:
+            while p.clock.monotonic_ns() < deadline_ns:
+                self._follow_model()
+                if p.engine.turn(0.0) is None:
+                    return
+        except InferenceError as error:
+            p.log.warning("model failed", model=p.model.id, error=str(error))
+
+    def _say_goodbye(self) -> None:
+        """Tell subscribers that this agent goes, and wait for what is under way."""
+        p = self._p
+        # First: on a slow line there may be no time for all that a gateway has to say.
+        p.delivery.set_state(self._topic("status"), OFFLINE)
         p.delivery.send(self._outgoing("telemetry", self._snapshot()))
-        offline: StatusMessage = {"v": VERSION, "state": "offline"}
-        p.delivery.set_state(self._topic("status"), encode(dict(offline)))
+        p.publisher.close()
         left = p.delivery.flush(p.clock.monotonic_ns() + round(FLUSH_S * 1e9))
+        if left:
+            # Without a farewell the broker publishes the last will, which says the same.
+            p.link.disturb("it was closed while messages were under way")
         self._report()
-        p.link.close()
         p.log.info("stopped", unacknowledged=left, stored=p.outbox.depth)
+
+    def _close_outbox(self) -> None:
+        p = self._p
         p.outbox.close()
-        p.recorder.close()
-        p.slots.close()
+        if p.outbox.problem:
+            p.log.warning("outbox", problem=p.outbox.problem)
 
     def status(self) -> dict[str, Any]:
         """Return what `har-agent status` and the command of that name show."""
@@ -293,13 +352,14 @@ class Live:
             "boot": self._facts.boot,
             "boot_id": self._facts.boot_id,
             "board": self._facts.board,
-            "started": self._started,
+            "started": self._started(),
             "updated": iso_time(p.clock.wall_ns()),
             "updated_ns": p.clock.monotonic_ns(),
-            "interval_s": REPORT_S,
+            "interval_s": self._facts.report_s,
             "uptime_s": round((p.clock.monotonic_ns() - self._started_ns) / 1e9, 1),
             "sources": [{"name": name, "problem": self._source_problem(name)} for name in self._facts.sources],
             "streams": len(self._seen),
+            "commands_refused": p.commands.refused,
             "link": {"connected": link.connected, "broker": link.broker, "problem": link.problem},
             "slots": p.slots.status(),
             "health": self._told,
@@ -312,7 +372,7 @@ class Live:
         p = self._p
         self._watch_streams(now_ns)
         self._watch_rest(now_ns)
-        if not self._ready and (self._seen or now_ns - self._started_ns > READY_S * 1e9):
+        if not self._ready and (self._fed or now_ns - self._started_ns > READY_S * 1e9):
             self._ready = True
             p.notifier.ready()
         self._discover(now_ns)
@@ -320,9 +380,10 @@ class Live:
             self._telemetry_ns = now_ns + round(self._facts.telemetry_s * 1e9)
             p.delivery.send(self._outgoing("telemetry", self._snapshot()))
             self._tell_health(now_ns)
-        elif now_ns - self._report_ns >= REPORT_S * 1e9:
-            p.telemetry.take_power(p.power.read())
+        elif now_ns - self._report_ns >= self._facts.report_s * 1e9:
+            p.telemetry.take_power(p.power())
             self._report()
+            self._remember()
         if p.health.changed(now_ns):
             self._tell_health(now_ns)
 
@@ -331,7 +392,7 @@ class Live:
         problems = source.problems()
         for name, problem in problems.items():
             p.health.set(HealthCode.SOURCE_AWAY, f"{name}: {problem}" if problem else None, now_ns, name)
-            if problem and name in self._seen:
+            if problem:
                 p.publisher.silent(name, problem)
         away = source.broker_problem()
         p.health.set(HealthCode.SOURCE_AWAY, f"samples over MQTT: {away}" if away else None, now_ns, "mqtt")
@@ -365,8 +426,23 @@ class Live:
             if now_ns - since_ns >= RECONSIDER_S * 1e9:
                 self._refused[stream] = now_ns
                 p.pipeline.reconsider(stream)
+        for stream, seen_ns in self._seen.items():
+            self._watch_fruit(stream, seen_ns, now_ns)
         quiet = now_ns - newest_ns > max(10.0, min(source.silence_s, 60.0)) * 1e9
         p.health.set(HealthCode.NO_SOURCE, "no samples come from any source" if quiet else None, now_ns)
+
+    def _watch_fruit(self, stream: str, seen_ns: int, now_ns: int) -> None:
+        """Find a stream whose samples make no window: its times jump, or it stops again and again."""
+        p = self._p
+        since_ns = self._predicted.setdefault(stream, now_ns)
+        if stream in self._fruitless or stream in self._refused or stream in self._silent:
+            return
+        if now_ns - since_ns > FRUITLESS_S * 1e9 and now_ns - seen_ns < 2 * _SECOND_NS:
+            self._fruitless.add(stream)
+            reason = f"samples come, and for {FRUITLESS_S:g} s no window of them was whole: look at its times and rate"
+            p.health.set(HealthCode.SOURCE_UNUSABLE, f"{stream}: {reason}", now_ns, stream)
+            p.publisher.unusable(stream, reason)
+            p.log.warning("no windows", stream=stream)
 
     def _watch_rest(self, now_ns: int) -> None:
         p, health = self._p, self._p.health
@@ -375,21 +451,25 @@ class Live:
         health.set(HealthCode.BROKER_AWAY, away, now_ns)
         health.set(HealthCode.BROKER_UNSTEADY, link.problem if link.connected else None, now_ns)
         health.set(HealthCode.BROKER_REFUSES, p.delivery.problem, now_ns)
-        quarantined = p.outbox.problem if p.outbox.quarantined else None
-        degraded = None if p.outbox.quarantined else p.outbox.problem
-        health.set(HealthCode.OUTBOX_QUARANTINED, quarantined, now_ns)
-        health.set(HealthCode.OUTBOX_DEGRADED, degraded, now_ns)
+        health.count(HealthCode.OUTBOX_QUARANTINED, p.outbox.quarantined, p.outbox.damage or "", now_ns)
+        health.set(HealthCode.OUTBOX_DEGRADED, p.outbox.trouble, now_ns)
         full = p.outbox.size_bytes > self._facts.outbox_cap_bytes / 2
         health.set(HealthCode.OUTBOX_FILLING, "the outbox is more than half full" if full else None, now_ns)
         text = "the outbox is full: its oldest messages are let go; see drops.outbox in telemetry"
         health.count(HealthCode.OUTBOX_DROPPING, p.outbox.dropped, text, now_ns)
         text = "more samples come than this board can process; see drops.input in telemetry"
         health.count(HealthCode.QUEUE_DROPPING, p.source.dropped, text, now_ns)
-        text = "there are more devices than mqtt_in.max_devices: raise it, or divide them with mqtt_in.share"
-        refused = p.engine.bad[""][Loss.TOO_MANY_DEVICES] if "" in p.engine.bad else 0
-        health.count(HealthCode.TOO_MANY_DEVICES, refused, text, now_ns)
+        text = "messages come under names that no device may have, such as that of a serial port"
+        health.count(HealthCode.SOURCE_UNUSABLE, p.source.refused[Loss.TOPIC], text, now_ns)
+        text = "there are more devices than mqtt_in.max_devices: raise it, or see who sends under so many names"
+        health.count(HealthCode.TOO_MANY_DEVICES, p.source.refused[Loss.TOO_MANY_DEVICES], text, now_ns)
         health.set(HealthCode.MODEL_ROLLED_BACK, p.slots.problem, now_ns)
-        unsynced = None if p.clock.synced() else "nothing keeps the wall clock right: set up NTP, or a clock with a battery"
+        synced = p.clock.synced()
+        if synced and not self._synced:
+            # When this run began is only known now.
+            self._tell_status()
+        self._synced = synced
+        unsynced = None if synced else "nothing keeps the wall clock right: set up NTP, or a clock with a battery"
         health.set(HealthCode.CLOCK_UNSYNCED, unsynced, now_ns)
         health.set(HealthCode.RECORDER_FAILED, p.recorder.problem, now_ns)
         if self._host is not None:
@@ -404,9 +484,12 @@ class Live:
         del self._seen[stream]
         self._silent.discard(stream)
         self._refused.pop(stream, None)
+        self._fruitless.discard(stream)
+        self._predicted.pop(stream, None)
         for code in (HealthCode.SOURCE_SILENT, HealthCode.SOURCE_UNUSABLE):
             p.health.set(code, None, now_ns, stream)
-        p.telemetry.retire(stream, p.pipeline.retire(stream))
+        if (counts := p.pipeline.retire(stream)) is not None:
+            p.telemetry.retire(stream, counts)
         p.engine.bad.pop(stream, None)
         p.publisher.retire(stream)
         p.source.forget(stream)
@@ -419,9 +502,9 @@ class Live:
         if self._birth:
             self._birth = False
             self._discovery_ns = now_ns + round(p.random() * _BIRTH_WAIT_NS)
-        streams = sorted(self._seen)
-        if streams != self._shown or not self._shown:
-            gone = sorted(set(self._shown).difference(streams))
+        streams = discovery.shown(self._seen)
+        if streams != self._shown:
+            gone = sorted(set(self._shown or ()).difference(streams))
             self._shown = streams
             p.delivery.set_state(discovery.topic, discovery.payload(self._labels, streams, gone))
         elif self._discovery_ns is not None and now_ns >= self._discovery_ns:
@@ -433,25 +516,24 @@ class Live:
 
     def _snapshot(self) -> "TelemetryMessage":
         p = self._p
-        p.telemetry.take_power(p.power.read())
+        p.telemetry.take_power(p.power())
         self._host = p.host()
         self._message = p.telemetry.snapshot(
-            p.pipeline.counts(), p.model.id, p.source.dropped, p.delivery, p.outbox, self._host
+            p.pipeline.counts(), p.model.id, p.source.dropped, p.source.refused, p.delivery, p.outbox, self._host
         )
         return self._message
 
     def _tell_health(self, now_ns: int) -> None:
         p = self._p
         p.health.changed(now_ns)
-        before = self._told["state"] if self._told else "ok"
+        before = [reason["code"] for reason in self._told["reasons"]] if self._told else []
         wall_ns, synced = p.clock.wall_ns(), p.clock.synced()
         self._told = p.health.message(self._facts.agent, now_ns, wall_ns, clock_synced=synced)
         p.delivery.set_state(self._topic("health"), encode(dict(self._told)))
-        if self._told["state"] != before:
-            codes = [reason["code"] for reason in self._told["reasons"]]
-            (p.log.info if self._told["state"] == "ok" else p.log.warning)(
-                "health", state=self._told["state"], reasons=codes
-            )
+        reasons = self._told["reasons"]
+        if [reason["code"] for reason in reasons] != before:
+            texts = {reason["code"]: reason["text"] for reason in reasons}
+            (p.log.warning if reasons else p.log.info)("health", state=self._told["state"], **texts)
         self._report()
 
     def _tell_status(self) -> None:
@@ -466,16 +548,13 @@ class Live:
             "labels": list(p.model.labels),
             "boot": facts.boot,
             "boot_id": facts.boot_id,
-            "started": self._started,
+            "started": self._started(),
             "sources": list(facts.sources),
         }
         if facts.board:
             message["board"] = facts.board
         p.delivery.set_state(self._topic("status"), encode(dict(message)))
         p.log.info("model in service", model=p.model.id)
-
-    def _show(self) -> None:
-        self._tell_health(self._p.clock.monotonic_ns())
 
     def _report(self) -> None:
         p = self._p
@@ -484,12 +563,16 @@ class Live:
         p.notifier.status(p.health.summary(now_ns, f"{len(self._seen)} streams{rate}"))
         p.report(self.status())
 
-    def _drained(self) -> bool:
-        """Whether all that had been read is through; one turn at a time."""
-        try:
-            return self._p.engine.turn(0.0) is None
-        except InferenceError:
-            return True
+    def _started(self) -> str:
+        """When this run began, by what the wall clock is now taken to have been then."""
+        clock = self._p.clock
+        return iso_time(clock.wall_ns() - (clock.monotonic_ns() - self._started_ns))
+
+    def _remember(self) -> None:
+        """Keep the names of devices where the next run finds them."""
+        if self._seen.keys() != self._remembered:
+            self._remembered = set(self._seen)
+            self._p.remember(sorted(self._remembered))
 
     def _source_problem(self, name: str) -> str | None:
         kind, _, rest = name.partition(" ")

@@ -48,7 +48,7 @@ class Publisher:
     def __init__(
         self, delivery: Delivery, clock: Clock, root: str, labels: Sequence[str], boot: str, agent: str
     ) -> None:
-        """`root`: first level of every topic. `labels`: the model's. `boot`, `agent`: names of this run, of the board."""
+        """`root`: first level of every topic. `labels`: the model's. `boot`, `agent`: names of run and board."""
         self._delivery = delivery
         self._agent = agent
         self._clock = clock
@@ -97,11 +97,15 @@ class Publisher:
                 message = activity_message(event, wall_ns, clock_synced=self._synced)
                 self._delivery.set_state(device.activity, encode(message))
             elif isinstance(event, Refused):
-                device = self._device(event.stream)
-                device.refusal = event.reason
-                self._tell(event.stream, device, "degraded", event.reason)
+                self.unusable(event.stream, event.reason)
         if messages:
             self._delivery.publish(messages, received_ns)
+
+    def unusable(self, stream: str, reason: str) -> None:
+        """Say that the samples of `stream` cannot be used, until its next prediction. `reason`: for people."""
+        device = self._device(stream)
+        device.refusal = reason
+        self._tell(stream, device, "degraded", reason)
 
     def silent(self, stream: str, reason: str = "no samples come") -> None:
         """Say that `stream` is offline, until its next samples. `reason`: for people."""

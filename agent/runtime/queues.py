@@ -8,7 +8,7 @@ import threading
 from collections import Counter, deque
 from enum import StrEnum
 
-from agent.records import Decoded, Dropped, LabelChange, SampleBatch
+from agent.records import BadFrame, Decoded, Dropped, LabelChange, SampleBatch
 
 
 class Overflow(StrEnum):
@@ -73,7 +73,7 @@ class BoundedQueue:
             return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait at most `timeout_s` until there is something to take, or the queue is closed; return whether it is so."""
+        """Wait until there is something to take, or the queue is closed; False if that takes more than `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._items) or self._closed, timeout_s)
 
@@ -113,6 +113,9 @@ class BoundedQueue:
         size = _size(item)
         self._held -= size
         self._dropped += size
+        if isinstance(item, BadFrame):
+            # Nothing of the stream itself is missing.
+            return
         self._unreported[item.stream] += size
         if isinstance(item, SampleBatch) and item.truth:
             self._dropped_labels[item.stream] = item.truth[-1].label

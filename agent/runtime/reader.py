@@ -13,7 +13,7 @@ _POLL_S = 0.1
 _JOIN_S = 5.0
 _MOST_REST_S = 0.1
 _FEW = 8
-"""Samples of one poll up to which a source counts as slow. In a tenth of a second it sends no more than any driver holds."""
+"""Samples of one poll up to which a source is slow: in a tenth of a second it sends no more than any driver holds."""
 
 
 class ReaderThread:
@@ -26,12 +26,16 @@ class ReaderThread:
         clock: Clock,
         name: str,
         rest_s: Callable[[], float] = lambda: 0.0,
+        *,
+        shared: bool = False,
     ) -> None:
         """Prepare; `start` begins to read.
 
         `name`: the thread's. Batches without a receive time get one from `clock`. `rest_s`: for how long no sample is
-        urgent; while little comes, the thread then sleeps instead of reading sample by sample.
+        urgent; while little comes, the thread then sleeps instead of reading sample by sample. `shared`: others fill
+        the queue, too, so that it does not end with this source.
         """
+        self._shared = shared
         self._rest_s = rest_s
         self._source = source
         self._queue = queue
@@ -63,7 +67,8 @@ class ReaderThread:
             SourceUnavailable: the source did not return from a poll; its thread is a daemon and ends with the process.
         """
         self._stopping.set()
-        self._queue.close()
+        if not self._shared:
+            self._queue.close()
         if self._thread.ident is None:
             self._source.close()
         if not self._thread.is_alive():
@@ -91,7 +96,8 @@ class ReaderThread:
             try:
                 self._source.close()
             finally:
-                self._queue.close(error)
+                if not self._shared:
+                    self._queue.close(error)
 
 
 def _stamped(item: Decoded, now_ns: int) -> Decoded:

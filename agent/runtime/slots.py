@@ -31,6 +31,9 @@ which is what a call costs at all. The fastest call of each counts: other proces
 MORE_UNKNOWN = 0.5
 """How much larger a candidate's share of unknown windows may be."""
 
+_RETRY_NS = 30_000_000_000
+"""Between tries of a disk that refused."""
+
 MAX_TAKEN = 8
 """Windows that a canary scores after one turn: it must not keep the next turn waiting."""
 
@@ -157,6 +160,7 @@ class ModelSlots:
         self._good = 0
         self._counted = False
         self._trouble: str | None = None
+        self._retry_ns = 0
 
     def open(self) -> Opened:
         """Return the bundle to start with: the active slot, or the configured one.
@@ -326,11 +330,15 @@ class ModelSlots:
         self._trouble = None
 
     def _try(self, change: Callable[[SlotState], SlotState], quarantine: Slot | None = None) -> bool:
-        """Do as `_change`, but only note it if that is not possible now."""
+        """Do as `_change`, but only note it if that is not possible now; a disk that refused has peace for a while."""
+        now_ns = self._clock.monotonic_ns()
+        if now_ns < self._retry_ns:
+            return False
         try:
             self._change(change, quarantine)
         except OutputError as e:
             self._trouble = str(e)
+            self._retry_ns = now_ns + _RETRY_NS
             return False
         return True
 

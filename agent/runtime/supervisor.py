@@ -44,10 +44,10 @@ class Reopening:
         assert self._source is not None
         try:
             decoded = self._source.poll(timeout_s)
-        except SourceUnavailable as e:
+        except Exception as e:  # noqa: BLE001  what one source does must not end what the others do; health tells of it
             self._source.close()
             self._source = None
-            self._wait(e)
+            self._wait(str(e) if isinstance(e, SourceUnavailable) else f"unexpected: {type(e).__name__}: {e}")
             return [] if self._told else [Dropped(self._stream, 0, GapReason.DISCONNECTED)]
         if decoded is None:
             return None
@@ -68,13 +68,13 @@ class Reopening:
         try:
             self._source = self._open()
         except SourceUnavailable as e:
-            self._wait(e)
+            self._wait(str(e))
             return False
         self.reopened += self._opened
         self._opened, self._told = True, False
         return True
 
-    def _wait(self, error: SourceUnavailable) -> None:
+    def _wait(self, problem: str) -> None:
         now_ns = self._clock.monotonic_ns()
-        self.problem = str(error)
+        self.problem = problem
         self._next_try_ns = now_ns + round(self._backoff.failed(now_ns) * 1e9)

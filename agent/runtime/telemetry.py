@@ -45,6 +45,10 @@ class Delivery(Protocol):
         """Messages that are not stored and found no broker."""
 
     @property
+    def possible_repeats(self) -> int:
+        """Messages that were lost sight of with their connection, and sent again."""
+
+    @property
     def in_flight(self) -> int:
         """Messages that wait for an acknowledgement now."""
 
@@ -114,7 +118,7 @@ class Telemetry:
         self._energy.take(reading, self._clock.monotonic_ns(), self._windows)
 
     def retire(self, stream: str, counts: StreamCounts) -> None:
-        """Keep the losses of a stream that the pipeline forgets. `counts`: what `Pipeline.finish` returned."""
+        """Keep the losses of a stream that the pipeline forgets. `counts`: what `Pipeline.retire` returned."""
         self._retired += counts.losses
         self._before.pop(stream, None)
 
@@ -123,6 +127,7 @@ class Telemetry:
         streams: Mapping[str, StreamCounts],
         model: str,
         input_dropped: int,
+        refused: Mapping[Loss, int],
         delivery: Delivery,
         outbox: Outbox,
         host: HostFigures,
@@ -130,7 +135,7 @@ class Telemetry:
         """Return the message of the interval that ends now, and begin the next.
 
         `streams`: what `Pipeline.counts` says. `model`: the bundle's id. `input_dropped`: samples that the queue to
-        the pipeline let go, ever.
+        the pipeline let go, ever. `refused`: messages that were not even decoded, ever.
         """
         now_ns = self._clock.monotonic_ns()
         interval_s = max(now_ns - self._since_ns, 1) / 1e9
@@ -160,7 +165,7 @@ class Telemetry:
             "unscored": self._unscored,
             "gaps": _named(self._gaps),
             "losses": _named(losses),
-            "bad_frames": _named(self._bad),
+            "bad_frames": _named(self._bad + Counter(refused)),
             "worst_streams": self._worst(streams),
             "drops": {"input": input_dropped, "outbox": outbox.dropped, "unsent": delivery.unsent},
             "delivery": {
@@ -169,6 +174,7 @@ class Telemetry:
                 "historical": delivery.historical,
                 "refused": delivery.refused,
                 "in_flight": delivery.in_flight,
+                "possible_repeats": delivery.possible_repeats,
             },
             "outbox": {
                 "depth": outbox.depth,

@@ -214,7 +214,7 @@ def test_topics_are_those_of_the_publisher(discovery):
 
 def test_no_more_devices_are_shown_than_configured():
     discovery = Discovery(HomeAssistantSettings(max_devices=2), ROOT, AGENT, "1")
-    names = components(discovery, LABELS, [f"d{k}" for k in range(100)], ["d5"])
+    names = components(discovery, LABELS, discovery.shown(f"d{k}" for k in range(100)), ["d5"])
 
     assert {n.split("_")[1] for n in names if n.startswith("stream") and len(names[n]) > 1} == {"d0", "d1"}
     assert names["stream_d5_activity"] == {"p": "sensor"}

@@ -211,7 +211,7 @@ def test_memory_writes_nothing(files: Files):
     outbox = files.open("memory")
     outbox.append(messages(5))
     assert outbox.depth == 5
-    assert not files.folder.exists()
+    assert [p.name for p in files.folder.iterdir()] == ["lock"], "another agent is kept out all the same"
 
 
 def test_files_stay_bounded_and_give_space_back(files: Files):
@@ -722,3 +722,30 @@ class Abuse(RuleBasedStateMachine):
 
 TestAbuse = Abuse.TestCase
 TestAbuse.settings = hypothesis_settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("how", ["db", "log", "both", "folder", "other"])
+def test_files_that_are_removed_under_way_are_written_anew(files: Files, tmp_path: Path, how: str):
+    outbox = files.open()
+    keys = outbox.append(messages(5))
+    outbox.remove(keys[:1])
+    outbox.tick()
+    path = files.folder / "outbox.db"
+    if how == "folder":
+        shutil.rmtree(files.folder)
+    else:
+        for suffix in {"db": ("",), "log": ("-wal",), "both": ("", "-wal"), "other": ("",)}[how]:
+            Path(f"{path}{suffix}").unlink()
+    if how == "other":
+        path.write_bytes(b"something else" * 500)
+    for _ in range(3):
+        files.clock.now_ns += 40_000_000_000
+        outbox.tick()
+    outbox.append(messages(1, 5))
+
+    assert outbox.quarantined >= 1
+    assert "removed or replaced" in (outbox.problem or "") or how == "other"
+    assert outbox.trouble is None
+    killed = files.copy(tmp_path / "killed")
+    assert [s.payload for s in killed.open().oldest(9)] == [m.payload for m in messages(6)[1:]]
+    killed.close()

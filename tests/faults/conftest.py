@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether `--long` was given."""
-    return bool(request.config.getoption("--long"))
+    return bool(request.config.getoption("--long", False))
 
 
 @pytest.fixture(scope="session")

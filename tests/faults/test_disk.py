@@ -134,7 +134,7 @@ def damaged(rig: Rig) -> None:
         hit = rig.random.sample(range(2, pages), 3)
         with path.open("r+b") as file:
             for page in hit:
-                file.seek(page * 1024 + rig.random.randrange(512))
+                file.seek(page * 1024 + 512 + rig.random.randrange(256))  # before that may be room
                 file.write(rig.random.randbytes(256))
         listener = serve(rig, agent, broker)
         rig.told(agent, "outbox_quarantined", "could be read and are kept")
@@ -181,6 +181,7 @@ def torn_log(rig: Rig) -> None:
         torn.append(len(whole) - len(left))
         assert left == whole[: len(left)], "a turn's predictions are one commit, and only the last one may go"
         listener = serve(rig, agent, broker)
+        rig.more(listener)
         deliver(listener, set(left))
         assert "outbox_quarantined" not in agent.health(), "a torn log is no damage"
         rig.stop(agent)

@@ -26,7 +26,9 @@ def killed_at_random(rig: Rig, durability: str) -> None:
         if n % 3 == 1:
             broker.kill()
         agent.start()
-        time.sleep(rig.random.uniform(0.0, 3.0))  # the moment
+        if n % 4:  # otherwise it may be while it starts
+            wait_until(agent.status, 30, "it to start")
+        time.sleep(rig.random.uniform(0.0, 2.0))  # the moment
         agent.kill()
         stored |= set(agent.stored())
         if n % 3 == 1:
@@ -55,7 +57,7 @@ def ends_in_order(rig: Rig) -> None:
     listener = rig.listener(broker.port)
     wait_until(lambda: listener.connects)
     rig.sensor(20)
-    agent = rig.agent([broker.url])
+    agent = rig.agent([broker.url], IMPATIENT + "[outbox]\nhistory_hz = 500\n")
     took = {}
 
     def end(name: str) -> None:
@@ -87,7 +89,7 @@ def ends_in_order(rig: Rig) -> None:
 
     broker.start()
     agent.start()
-    wait_until(lambda: stored <= listener.ids(), 10, "what was stored")
+    wait_until(lambda: stored <= listener.ids(), 20, "what was stored")
     historical = {name for _, name, old in listener.arrivals if old}
     assert stored <= historical | {n for n, times in listener.seen.items() if times > 1}
     rig.nothing_lost(agent, listener)

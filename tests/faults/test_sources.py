@@ -63,7 +63,7 @@ def unplugged(rig: Rig) -> None:
         loose.unplug()
         time.sleep(rig.random.uniform(0.05, 0.5))  # how long it is away
         loose.plug()
-        delays.append(more_of(listener, "loose", n=1))
+        delays.append(more_of(listener, "loose"))
     loose.unplug()
     offline = wait_for_availability(listener, "loose", "offline")
     rig.told(agent, "source_away", "loose: ")
@@ -195,7 +195,6 @@ def ten_thousand_names(rig: Rig) -> None:
     config = '[mqtt_in]\nfilter = "imu/{device}/samples"\nqos = 1\nmax_devices = 200\nsilence_s = 1\nidle_s = 6\n'
     agent = rig.agent([broker.url], IMPATIENT + SECONDLY + config, device="steady")
     agent.start()
-    refused = 10_000 - (200 - len(known))
     fleet = Fleet(broker.port, known)
     rig.ending.callback(fleet.close)
     more_of(listener, "steady", *known)
@@ -204,7 +203,8 @@ def ten_thousand_names(rig: Rig) -> None:
         # Of half of them nothing can be read.
         fleet.send(f"crowd-{n}", fleet.payload(0, 1) if n % 2 else b"?")
     rig.told(agent, "too_many_devices", "mqtt_in.max_devices")
-    wait_until(lambda: counted(listener, "too_many_devices") >= refused, 30, "the crowd to be counted")
+    fleet.send("x" * 65, b"the last one of the crowd")
+    wait_until(lambda: counted(listener, "unexpected_topic"), 60, "the crowd to be counted")
     wait_until(lambda: streams(listener) == 1 + len(known), 30, "the crowd to be forgotten")
     grown, cpu_s = agent.rss_mib() - rss, agent.cpu_s() - cpu_s
     more_of(listener, *known)
@@ -220,9 +220,9 @@ def ten_thousand_names(rig: Rig) -> None:
 
     telemetry = agent.status()["telemetry"]
     rig.fact(f"10,000 names: {grown:+.1f} MiB, {cpu_s:.1f} s of CPU; {telemetry['bad_frames']}")
-    # The line that opening the port cut is one of the others.
-    assert telemetry["bad_frames"]["too_many_devices"] == refused
-    assert telemetry["bad_frames"]["not_json"] in (97, 98)
+    # As many as there was room for, and on a slow machine as many as took the place of the first ones.
+    assert 9_000 < telemetry["bad_frames"]["too_many_devices"] <= 10_000 - (200 - len(known))
+    assert telemetry["bad_frames"]["not_json"] >= 97
     assert telemetry["drops"]["input"] == 0
     assert grown < 24
     assert all(len({p["seq"] for p in of(listener, name)}) == 6 for name in others)
@@ -250,10 +250,12 @@ def hostile_payloads(rig: Rig) -> None:
         fleet.send("victim", payload)
     fleet.send("x" * 65, fleet.payload(0, 1))
     fleet.send("zero\u200bwidth", fleet.payload(0, 1))
+    # No device of MQTT may pass for the sensor on a serial port.
+    fleet.send("steady", fleet.payload(0, 300))
     more_of(listener, "victim", "steady", *names)
     rig.stop(agent)
 
-    expected: dict[str, int] = {"unexpected_topic": 2}
+    expected: dict[str, int] = {"unexpected_topic": 3, "retained_message": 1}
     for _, reason in HOSTILE:
         expected[reason] = expected.get(reason, 0) + 1
     bad = agent.status()["telemetry"]["bad_frames"]
@@ -261,7 +263,7 @@ def hostile_payloads(rig: Rig) -> None:
     # The serial port was opened in the middle of a line.
     assert bad in (expected, expected | {"wrong_number_of_columns": expected["wrong_number_of_columns"] + 1})
     assert of(listener, "ghost") == []
-    for name in ("victim", *names):
+    for name in ("steady", "victim", *names):
         assert unbroken(of(listener, name)), name
     topics = {topic for topic, _ in listener.messages}
     assert {f"har/{name}/prediction" for name in names} <= topics

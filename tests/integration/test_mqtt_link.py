@@ -110,7 +110,7 @@ def test_what_is_offered_arrives_and_is_acknowledged(broker: Mosquitto, make: Ma
     messages = [listening.poll(5) for _ in tokens]
     listening.close()
 
-    assert state == LinkState(True, 1, "a", None)
+    assert state == LinkState(True, 1, "a", None, window=20)
     assert [a.token for a in answers] == tokens
     assert all(a.refusal is None and before_ns < a.t_ns < CLOCK.monotonic_ns() for a in answers)
     assert [m.payload for m in messages if m is not None] == [b"%d" % i for i in range(20)]
@@ -320,7 +320,7 @@ def test_a_message_that_the_acl_forbids_is_refused_by_name(tmp_path: Path, make:
         assert fine == (tokens[0], fine.t_ns, None)
         assert refused.token == tokens[1]
         assert refused.refusal == "not authorised: the broker's ACL does not let this client publish to forbidden/x"
-        assert link.state() == LinkState(True, 1, "a", None)
+        assert link.state() == LinkState(True, 1, "a", None, window=20)
 
 
 def test_a_message_that_can_never_be_sent_is_refused(tmp_path: Path, make: Make):

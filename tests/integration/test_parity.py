@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
-from live import Agent, Listener, wait_until
+from live import Agent, Listener, wait_until, witmotion_frame
 from mosquitto import Mosquitto
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -29,6 +29,7 @@ from agent.adapters.simulated_imu import SimulatedImu
 from agent.core.decoders.har1 import cobs_encode, encode_har1, to_counts
 from agent.core.decoders.witmotion import ACC_SCALE, GYRO_SCALE
 from agent.core.gait import parse_script
+from agent.core.harraw import RawRecord, RecordReader
 from agent.records import SampleBatch
 
 RATE_HZ = 50
@@ -111,11 +112,6 @@ def pieces(n: int, rng: random.Random, most: int, places: np.ndarray | None = No
 
 def text_lines(t_ms: np.ndarray, values: np.ndarray, line: Callable[[int, list[float]], str]) -> list[bytes]:
     return [line(t, row).encode() for t, row in zip(t_ms.tolist(), values.tolist(), strict=True)]
-
-
-def witmotion_frame(kind: int, body: bytes) -> bytes:
-    frame = bytes([0x55, kind]) + body.ljust(8, b"\0")
-    return frame + bytes([sum(frame) & 0xFF])
 
 
 def witmotion_clock(t_ms: int) -> bytes:
@@ -221,14 +217,9 @@ class Line:
 
     def write(self, data: bytes, rng: random.Random) -> None:
         """Write it all, in pieces that have nothing to do with its frames."""
-        at = 0
-        while at < len(data):
-            end = at + rng.randint(1, 4000)
-            for part in (data[at:end],):
-                left = part
-                while left:
-                    left = left[os.write(self.master, left) :]
-            at = end
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self.master, left[: rng.randint(1, 4000)]) :]
 
     def close(self) -> None:
         os.close(self.master)
@@ -326,6 +317,15 @@ def send(ways: list[Way], lines: dict[str, Line], port: int) -> None:
         assert not thread.is_alive()
 
 
+def recorded(folder: Path) -> int:
+    """Bytes of sensors in the raw recordings of a folder."""
+    total = 0
+    for path in folder.rglob("*.harraw"):
+        records = RecordReader().feed(path.read_bytes().partition(b"\n")[2])
+        total += sum(len(r.data) for r in records if isinstance(r, RawRecord) and r.data)
+    return total
+
+
 @pytest.fixture
 def lines(ways: list[Way]) -> Iterator[dict[str, Line]]:
     with ExitStack() as closing:
@@ -392,9 +392,10 @@ def test_raw_recordings_replay_to_the_labels_of_the_samples_in_them(
         wait_for_sources(lines, broker)
         send(ways, lines, broker.port)
         total = sum(len(piece) for way in ways for piece in way.pieces)
-        wait_until(lambda: sum(f.stat().st_size for f in out.rglob("*.harraw")) > total, 20, "the bytes on disk")
+        wait_until(lambda: recorded(out) >= total, 30, "the bytes on disk")
         recorder.terminate()
         assert recorder.wait(10) == 0, log.read_text()
+        assert recorded(out) == total
     finally:
         recorder.kill()
         recorder.wait()

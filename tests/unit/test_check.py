@@ -156,7 +156,7 @@ def test_every_value_is_printed_with_where_it_came_from(tmp_path: Path):
 
     assert values["window.hop"] == {"value": 8, "origin": f"{path}:2"}
     assert values["decision.hold_s"] == {"value": 3.0, "origin": "HAR_AGENT__DECISION__HOLD_S"}
-    assert values["model.bundle"] == {"value": "other", "origin": "--bundle"}
+    assert values["model.bundle"] == {"value": "other", "origin": "--model"}
     assert values["serial.imu.port"]["origin"] == f"{path}:4"
     assert values["serial.imu.rate_hz"] == {"value": None, "origin": "default"}
     assert values["broker.local.url"]["origin"] == "default"

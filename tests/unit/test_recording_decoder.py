@@ -192,3 +192,10 @@ def test_labels_of_samples_that_come_late_change_nothing():
 def test_a_column_that_occurs_twice_is_refused():
     with pytest.raises(InputError, match="names ax more than once"):
         decode(HEADER + "t,ax,ax,ay,az,gx,gy,gz\n")
+
+
+def test_times_since_1970_are_exact_to_the_microsecond():
+    rows = "1700000000.000001,1,2,3,4,5,6,\n1700000000.020001,1,2,3,4,5,6,\n"
+    _, (batch,), _ = decode(HEADER + COLUMNS + rows)
+
+    assert batch.t_ns.tolist() == [1_700_000_000_000_001_000, 1_700_000_000_020_001_000]

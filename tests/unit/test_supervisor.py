@@ -100,10 +100,14 @@ def test_the_wait_starts_again_only_after_a_stable_spell():
     assert polls_until_open() == pytest.approx(1)
 
 
-def test_the_end_and_other_errors_are_handed_on():
+def test_an_unexpected_error_ends_nothing_but_is_told():
     source, _ = reopening(Outside([InputError("of no use")]))
-    with pytest.raises(InputError):
-        source.poll(0.1)
+    assert [type(d) for d in source.poll(0.1)] == [Dropped]
+    assert source.problem == "unexpected: InputError: of no use"
+
+
+def test_the_end_is_handed_on():
+    source, _ = reopening(Outside([]))
     assert source.poll(0.1) is None
 
 

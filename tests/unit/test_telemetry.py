@@ -27,7 +27,7 @@ PREDICTION = Prediction("s", 0, 0, S, "a", 1.0, (1.0,), 0.1, True, "a", Origin.L
 class StandingDelivery:
     """A delivery whose counters stand still."""
 
-    published, acknowledged, historical, refused, unsent, in_flight = 10, 8, 3, 1, 2, 1
+    published, acknowledged, historical, refused, unsent, in_flight, possible_repeats = 10, 8, 3, 1, 2, 1, 4
 
     def __init__(self) -> None:
         self.delivered = Histogram()
@@ -58,7 +58,9 @@ class Rig:
         return self.snapshot()
 
     def snapshot(self):
-        return self.telemetry.snapshot(self.streams, "m@1", 5, self.delivery, self.outbox, self.host)
+        return self.telemetry.snapshot(
+            self.streams, "m@1", 5, {Loss.RETAINED: 2}, self.delivery, self.outbox, self.host
+        )
 
     def powered(self, watts: float | None, source: str = "ina219", seconds: int = 60, predict: bool = False):
         for _ in range(seconds):
@@ -92,7 +94,7 @@ def test_counters_are_totals_and_latency_is_of_the_interval():
     for message in (first, second):
         assert (message["samples"], message["windows"], message["unscored"]) == (50, 1, 1)
         assert message["gaps"] == {"missing_samples": 1}
-        assert message["bad_frames"] == {"bytes_outside_frames": 12}
+        assert message["bad_frames"] == {"bytes_outside_frames": 12, "retained_message": 2}
     assert (first["interval_s"], second["interval_s"], second["uptime_s"]) == (60, 30, 90)
     assert first["windows_per_s"] == pytest.approx(1 / 60, abs=1e-3)
     assert second["windows_per_s"] == 0
@@ -111,6 +113,7 @@ def test_what_others_count_is_in_the_message():
         "historical": 3,
         "refused": 1,
         "in_flight": 1,
+        "possible_repeats": 4,
     }
     assert message["outbox"]["depth"] == 4
     assert message["temperature_c"] == 51.5

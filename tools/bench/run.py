@@ -183,7 +183,7 @@ def role_load(given: argparse.Namespace) -> dict[str, Any]:
             wait = due - time.monotonic()
             if wait > 0.002:
                 time.sleep(wait)
-            at = (turn * BATCH + device) % (len(counts) - BATCH)
+            at = (turn * BATCH + device * 997) % (len(counts) - BATCH)
             # Its last sample is taken now.
             t_us = round((due - (BATCH - 1) * 0.02) * 1e6)
             frame = encode_har1(turn * BATCH, t_us, 20_000_000, counts[at : at + BATCH], *scale)
@@ -345,9 +345,10 @@ def _leave(client: paho.Client) -> None:
 
 
 def _signal() -> np.ndarray:
-    from agent.adapters.bundle import find_bundle, load_bundle, read_golden
+    """Five minutes of a simulated person: activities change as seldom as people change them."""
+    from live import samples
 
-    return np.concatenate(list(read_golden(load_bundle(find_bundle("har-base")))[0]))
+    return samples(300, "walking:40,standing:25,sitting:45,walking_upstairs:20,laying:30")[:, 1:]
 
 
 def _cut(payload: bytes, after: bytes) -> bytes:
@@ -369,7 +370,7 @@ def _broker(port: int) -> str:
 
 def _spawn(role: str, **given: object) -> subprocess.Popen[str]:
     flags = [x for name, value in given.items() for x in (f"--{name}", str(value))]
-    return subprocess.Popen([sys.executable, __file__, "--role", role, *flags], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    return subprocess.Popen([sys.executable, __file__, "--role", role, *flags], stdout=subprocess.PIPE, text=True)
 
 
 def _role(role: str, **given: object) -> str:
@@ -383,7 +384,11 @@ def _closing(thing: Any) -> Any:
 
 
 def _cpu() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
     return names[0] if names else os.uname().machine
 
 

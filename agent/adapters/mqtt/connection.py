@@ -13,13 +13,14 @@ One thread opens a session, serves it until it ends, and opens the next one:
 Every session starts clean. What was under way in one that ended is the caller's to offer again.
 """
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from agent.adapters.mqtt import sentences
-from agent.adapters.mqtt.session import Client, Message, Session, Subscription
+from agent.adapters.mqtt.session import MAX_PACKET, Client, Message, Session, Subscription
 from agent.core.backoff import Backoff, BackoffSettings
 from agent.core.settings import BrokerSettings, MqttSettings
 from agent.errors import SinkUnavailable
@@ -48,8 +49,11 @@ class Connection:
         complain: Callable[[str], None] = lambda _: None,
         jitter: Callable[[], float] = random.random,
         thread: str = "mqtt-link",
+        longest: int = MAX_PACKET,
     ) -> None:
         """Prepare; `start` begins to connect. `brokers`: name -> settings, the preferred one first.
+
+        `longest`: bytes of a packet; an MQTT 5 broker sends no larger one.
 
         `will`: what a broker publishes when the connection breaks. `credentials`: where a bare file name is looked for
         first. `complain`: told, once for each filter, that its taker raised; called in the connection's thread.
@@ -60,7 +64,7 @@ class Connection:
         self._clock = clock
         self._brokers = list(brokers.items())
         self._subscriptions: list[Subscription] = []
-        self._client = Client(client_id, settings, clock, self._subscriptions, will, credentials, self._failed)
+        self._client = Client(client_id, settings, clock, self._subscriptions, will, credentials, self._failed, longest)
         self._complain = complain
         self._complained: set[str] = set()
         self.failures = 0
@@ -251,7 +255,9 @@ class Connection:
         self.failures += 1
         if what not in self._complained:
             self._complained.add(what)
-            self._complain(f"{what} failed: {type(error).__name__}: {error}")
+            with contextlib.suppress(Exception):
+                # Whoever is told must not be able to end the connection's thread.
+                self._complain(f"{what} failed: {type(error).__name__}: {error}")
 
     def _take_better(self) -> Session | None:
         with self._lock:
@@ -266,7 +272,8 @@ class Connection:
     def _tell(self, session: Session | None, broker: str) -> None:
         """Make the state known."""
         problems = [*self._problems.values(), *(session.denied.values() if session is not None else ())]
-        state = LinkState(session is not None, self._number, broker, "; ".join(problems) or None)
+        window = 0 if session is None else session.window
+        state = LinkState(session is not None, self._number, broker, "; ".join(problems) or None, window)
         with self._changed:
             self._now = (state, session)
             self._changed.notify_all()

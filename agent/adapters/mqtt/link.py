@@ -92,6 +92,10 @@ class MqttLink:
         if session is None:
             return
         answers, sent = session.answers, session.sent
+        while session.refused:
+            token, reason = session.refused.popleft()
+            self._unanswered.discard(token)
+            self._acks.append(Ack(token, self._clock.monotonic_ns(), f"{reason}: it cannot be sent"))
         while answers:
             mid = answers[0].mid
             while mid not in self._sent and sent:

@@ -32,10 +32,14 @@ from agent.ports import Clock
 from agent.records import Outgoing
 
 QOS = 1
+MAX_PACKET = 33 << 20
+"""Bytes of a packet that is taken: the largest bundle of models, and not what would fill a board's memory."""
 _FLUSH_S = 1.0
 """How long what is written may take to leave when a session ends."""
 _LOOK_S = 0.05
 """How often a session that waits for its greeting looks whether it should stop."""
+_LONGEST_REASON = 200
+"""Characters of what a broker says for people."""
 _OTHER_BYTES = 64
 """At most what a PUBLISH carries beside topic, payload and what a request adds."""
 
@@ -69,6 +73,13 @@ class Sent(NamedTuple):
     mid: int
     token: int
     topic: str
+
+
+class Refused(NamedTuple):
+    """A message that can never be sent, and why, for people."""
+
+    token: int
+    reason: str
 
 
 class _Pending(NamedTuple):
@@ -105,6 +116,7 @@ class Client:
     will: Outgoing | None = None
     credentials: Path | None = None
     failed: Callable[[str, Exception], None] = lambda *_: None
+    longest: int = MAX_PACKET
 
 
 class Session:
@@ -117,6 +129,8 @@ class Session:
         """PUBACKs that came, for one taker in another thread."""
         self.sent: deque[Sent] = deque()
         """Messages that went out, for the same taker; a PUBACK may come before its message is told here."""
+        self.refused: deque[Refused] = deque()
+        """Messages that can never be sent, for the same taker."""
         self._window = client.settings.inflight
         """Messages that may wait for a PUBACK: as configured, or the broker's receive maximum, 20 for mosquitto."""
         self._unanswered = 0
@@ -143,6 +157,11 @@ class Session:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
+
+    @property
+    def window(self) -> int:
+        """Messages that may be on their way to this broker and back."""
+        return self._window
 
     @property
     def where(self) -> str:
@@ -222,14 +241,20 @@ class Session:
         return self._send(message, token, properties)
 
     def _send(self, message: Outgoing, token: int, properties: Properties | None) -> bool:
+        """Hand a message to paho, for which there is room; the room is given back if it did not go out."""
         client = self._paho  # the loop's thread may take it away at any moment
-        if client is None:
-            return False
-        info = client.publish(message.topic, message.payload, QOS, message.retain, properties)
-        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            return False
-        self.sent.append(Sent(info.mid, token, message.topic))
-        return True
+        mid = None
+        try:
+            if client is not None:
+                info = client.publish(message.topic, message.payload, QOS, message.retain, properties)
+                mid = info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
+        finally:
+            if mid is None:
+                with self._room:
+                    self._unanswered -= 1
+        if mid is not None:
+            self.sent.append(Sent(mid, token, message.topic))
+        return mid is not None
 
     def subscribe(self) -> None:
         """Ask for the topic filters not asked for yet; `subscribed` and `denied` tell what became of it."""
@@ -274,7 +299,7 @@ class Session:
         deadline = time.monotonic() + timeout_s
         client = self._paho = self._configured()
         try:
-            client.connect(s.host, s.port, self._client.settings.keepalive_s)
+            client.connect(s.host, s.port, self._client.settings.keepalive_s, properties=self._greeting())
         except (OSError, ValueError) as error:
             clock = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._client.clock.wall_ns() // 1_000_000_000))
             raise self._unavailable(sentences.connect_failure(error, s, timeout_s, clock)) from error
@@ -287,6 +312,13 @@ class Session:
 
     def _unavailable(self, problem: str) -> SinkUnavailable:
         return SinkUnavailable(f"{self.where}: {problem}")
+
+    def _greeting(self) -> Properties | None:
+        if self._settings.protocol != "5":
+            return None
+        properties: Properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # as below
+        properties.MaximumPacketSize = self._client.longest
+        return properties
 
     def _configured(self) -> paho.Client:
         s, common = self._settings, self._client
@@ -440,13 +472,20 @@ class Session:
         name = reason.getName() if code else ""
         self.answers.append(Answer(mid, self._client.clock.monotonic_ns(), code, name))
         with self._room:
-            waiting = self._pending.popleft() if self._pending else None
-            self._unanswered -= waiting is None
-        if waiting is not None:
+            self._unanswered -= 1
+        while (waiting := self._next()) is not None:
             try:
                 self._send(*waiting)
             except ValueError as error:
-                self._client.failed("sending a message", error)
+                self.refused.append(Refused(waiting.token, f"the message for {waiting.message.topic}: {error}"))
+
+    def _next(self) -> "_Pending | None":
+        """Take the next message that waits, if there is room for one, and keep the room."""
+        with self._room:
+            if not self._pending or self._unanswered >= self._window:
+                return None
+            self._unanswered += 1
+            return self._pending.popleft()
 
     def _on_subscribe(
         self, _client: paho.Client, _data: Any, mid: int, reasons: Sequence[ReasonCode], _props: Any
@@ -506,7 +545,7 @@ def reply_properties(correlation: bytes) -> Properties:
 
 
 def _reason_string(properties: Any) -> str:
-    said = getattr(properties, "ReasonString", "")
+    said = "".join(c if c.isprintable() else " " for c in getattr(properties, "ReasonString", ""))[:_LONGEST_REASON]
     return f" ({said})" if said else ""
 
 

@@ -1,0 +1,343 @@
+"""The daemon's loop with everything around it faked but the parts that it drives."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import LABELS, FakeClock, FakeLink, FakeModel, ListLog, ListOutbox, even_times, manifest, signal
+
+from agent.core.discovery import Discovery
+from agent.core.settings import HomeAssistantSettings, MqttSettings, OutboxSettings
+from agent.errors import InferenceError, SourceUnavailable
+from agent.pipeline import Pipeline
+from agent.records import Decoded, PowerReading, SampleBatch
+from agent.runtime.commands import Commands
+from agent.runtime.delivery import Delivery
+from agent.runtime.engine import Engine, TimedModel
+from agent.runtime.live import FRUITLESS_S, Facts, Live, Parts
+from agent.runtime.publisher import Publisher
+from agent.runtime.telemetry import HostFigures, Telemetry
+
+SECOND = 1_000_000_000
+
+
+class Feed:
+    """Sources that give what is put there."""
+
+    silence_s, idle_s, dropped = 10.0, 60.0, 0
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.waiting: list[Decoded] = []
+        self.refused: Counter[Any] = Counter()
+        self.serial: dict[str, str | None] = {}
+        self.forgotten: list[str] = []
+        self.closed = False
+        self.close_error: Exception | None = None
+
+    def poll(self, timeout_s: float) -> Sequence[Decoded] | None:
+        if self.closed and not self.waiting:
+            return None
+        self.clock.now_ns += round(timeout_s * SECOND)
+        taken, self.waiting = self.waiting, []
+        return taken
+
+    def close(self) -> None:
+        self.closed = True
+        if self.close_error:
+            raise self.close_error
+
+    def problems(self) -> dict[str, str | None]:
+        return self.serial
+
+    def broker_problem(self) -> str | None:
+        return None
+
+    def forget(self, device: str) -> None:
+        self.forgotten.append(device)
+
+    def rest(self, due_ns: int) -> None:
+        pass
+
+
+class Slots:
+    """Slots that do nothing, but may swap when told to."""
+
+    problem: str | None = None
+    on_failure: Any = None
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def after_turn(self, turn: Any) -> None:
+        pass
+
+    def reload(self) -> None:
+        pass
+
+    def failed(self, error: InferenceError) -> None:
+        if self.on_failure is None:
+            raise error
+        self.on_failure()
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Recorder:
+    problem: str | None = None
+    closed = False
+
+    def write(self, turn: Any) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Notifier:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self.said.append(name)
+
+
+class OtherModel(FakeModel):
+    """The same with other classes."""
+
+    id = "other@11111111"
+    labels = ("up", "down")
+
+    def infer(self, windows: Any) -> Any:
+        scores = super().infer(windows)
+        return scores._replace(logits=scores.logits[:, :2])
+
+
+class FailingModel(FakeModel):
+    def infer(self, windows: Any) -> Any:
+        raise InferenceError("no")
+
+
+class Rig:
+    def __init__(self, model: Any = None, remembered: Sequence[str] = ()) -> None:
+        self.clock, self.log = FakeClock(), ListLog()
+        self.clock.now_ns = 100 * SECOND
+        self.feed, self.slots, self.link = Feed(self.clock), Slots(), FakeLink()
+        self.outbox, self.notifier, self.recorder = ListOutbox(), Notifier(), Recorder()
+        self.outbox.quarantined, self.outbox.trouble, self.outbox.damage = 0, None, None
+        mqtt = MqttSettings()
+        self.delivery = Delivery(self.outbox, self.link, self.clock, OutboxSettings(), mqtt)
+        self.model = TimedModel(model or FakeModel(), self.clock)
+        self.pipeline = Pipeline(self.model, manifest())
+        publisher = Publisher(self.delivery, self.clock, "har", LABELS, "b00t", "board")
+        engine = Engine(self.feed, self.pipeline, [publisher, self.recorder], self.clock, self.model, 1)
+        self.reports: list[dict[str, Any]] = []
+        self.kept: list[Sequence[str]] = []
+        parts = Parts(
+            source=self.feed,
+            engine=engine,
+            pipeline=self.pipeline,
+            model=self.model,
+            slots=self.slots,
+            publisher=publisher,
+            delivery=self.delivery,
+            outbox=self.outbox,
+            link=self.link,
+            telemetry=Telemetry(self.clock, "board", "b00t"),
+            recorder=self.recorder,
+            commands=Commands({}, self.delivery.send, self.log),
+            notifier=self.notifier,
+            power=lambda: PowerReading(None, "none", None),
+            host=lambda: HostFigures(1.0, 1),
+            discovery=Discovery(HomeAssistantSettings(), "har", "board", "1"),
+            remembered=remembered,
+            remember=self.kept.append,
+            report=self.reports.append,
+            clock=self.clock,
+            log=self.log,
+            random=lambda: 0.5,
+        )
+        facts = Facts("board", "b00t", "har/board", "1", None, None, ["mqtt x"], 1, 10**6, 60.0, 5.0)
+        self.live = Live(parts, facts)
+        engine.add_sink(self.live)
+        self.at = 0
+
+    def samples(self, n: int = 128, stream: str = "s") -> None:
+        """Let `n` samples of a stream come, at 50 Hz, as fast as that."""
+        t_ns, values = even_times(n, t0_s=self.at / 50), signal(n)
+        self.feed.waiting.append(SampleBatch(stream, t_ns, values, self.at, self.clock.now_ns))
+        self.at += n
+
+    def pass_s(self, seconds: float) -> None:
+        until_ns = self.clock.now_ns + round(seconds * SECOND)
+        while self.clock.now_ns < until_ns:
+            self.link.ack()
+            assert self.live.turn()
+
+    def told(self, topic: str) -> Any:
+        """The last message offered to the link under a topic, decoded."""
+        found = [m.payload for _, m in self.link.offered if m.topic == topic]
+        return json.loads(found[-1]) if found and found[-1] else None
+
+    def reasons(self) -> dict[str, str]:
+        return {r["code"]: r["text"] for r in self.told("har/board/health")["reasons"]}
+
+
+@pytest.fixture
+def rig() -> Rig:
+    made = Rig()
+    made.link.connect()
+    made.live.start()
+    return made
+
+
+def test_samples_become_predictions_and_the_service_is_ready_after_the_first(rig: Rig):
+    rig.pass_s(2)
+    assert "ready" not in rig.notifier.said
+    rig.samples()
+    rig.pass_s(2)
+
+    assert rig.told("har/s/prediction")["id"] == "b00t:s:0"
+    assert rig.told("har/s/availability")["state"] == "online"
+    assert rig.told("har/board/status")["state"] == "online"
+    assert rig.told("homeassistant/device/board/config")["cmps"].keys() >= {"stream_s_activity"}
+    assert "ready" in rig.notifier.said
+    assert rig.notifier.said.count("watchdog") > 5
+
+
+def test_without_any_source_it_is_ready_after_a_while_and_health_says_so(rig: Rig):
+    rig.pass_s(40)
+    assert "ready" in rig.notifier.said
+    assert "no_source" in rig.reasons()
+
+
+def test_a_model_that_took_over_between_two_turns_speaks_with_its_own_labels(rig: Rig):
+    rig.samples()
+    rig.pass_s(1)
+    new = OtherModel()
+    rig.model.replace(new)
+    rig.pipeline.swap(rig.model, manifest()._replace(name="other", labels=new.labels))
+    rig.samples(64)
+    rig.pass_s(1)
+
+    said = rig.told("har/s/prediction")
+    assert set(said["scores"]) == {"up", "down"}
+    assert said["model"] == "other@11111111"
+    assert rig.told("har/board/status")["labels"] == ["up", "down"]
+
+
+def test_a_model_that_fails_gives_way_and_the_next_one_goes_on():
+    rig = Rig(FailingModel())
+    rig.link.connect()
+    rig.live.start()
+    rig.slots.on_failure = lambda: rig.model.replace(FakeModel())
+    rig.samples()
+    rig.pass_s(1)
+    rig.samples(64)
+    rig.pass_s(1)
+    assert rig.told("har/s/prediction")["seq"] == 1
+
+    rig.slots.on_failure = None
+    rig.model.replace(FailingModel())
+    rig.samples(64)
+    with pytest.raises(InferenceError):
+        rig.pass_s(1)
+
+
+def test_a_device_that_falls_silent_is_offline_and_then_forgotten(rig: Rig):
+    rig.samples()
+    rig.pass_s(rig.feed.silence_s + 2)
+    assert rig.told("har/s/availability")["state"] == "offline"
+    assert rig.reasons()["source_silent"] == "s sends nothing"
+
+    rig.pass_s(rig.feed.idle_s)
+    assert rig.feed.forgotten == ["s"]
+    assert rig.told("har/s/availability") is None
+    assert "source_silent" not in rig.reasons()
+
+
+def test_a_device_of_the_last_run_that_does_not_come_back_is_not_left_online():
+    rig = Rig(remembered=["gone"])
+    rig.link.connect()
+    rig.live.start()
+    rig.samples()
+    rig.pass_s(rig.feed.silence_s + 2)
+    assert rig.told("har/gone/availability")["state"] == "offline"
+    rig.pass_s(rig.feed.idle_s)
+    assert "gone" in rig.feed.forgotten
+    assert rig.kept[-1] in ([], ["s"])
+
+
+def test_a_stream_of_which_no_window_is_whole_is_told(rig: Rig):
+    for k in range(round(FRUITLESS_S) + 5):
+        t_ns = np.arange(50, dtype=np.int64) * 20_000_000 + k * 100 * SECOND
+        rig.feed.waiting.append(SampleBatch("jumpy", t_ns, signal(50), 50 * k, rig.clock.now_ns))
+        rig.pass_s(1)
+    assert "no window of them was whole" in rig.reasons()["source_unusable"]
+    assert rig.told("har/jumpy/availability")["state"] == "degraded"
+
+    rig.at = 10**6
+    for _ in range(12):
+        rig.samples(64, "jumpy")
+        rig.pass_s(1)
+    rig.pass_s(1)
+    assert rig.told("har/jumpy/availability")["state"] == "online"
+
+
+def test_the_end_is_in_order_and_says_goodbye(rig: Rig):
+    rig.samples()
+    rig.feed.closed = False
+    rig.live.shut_down()
+
+    assert rig.told("har/board/status") == {"v": 1, "state": "offline"}
+    assert rig.told("har/s/prediction")["seq"] == 0, "what had been read still went all the way"
+    assert rig.slots.closed
+    assert rig.recorder.closed
+    assert rig.notifier.said[-1] != "ready"
+
+
+def test_a_source_that_does_not_stop_keeps_nothing_else_from_being_closed(rig: Rig):
+    rig.feed.close_error = SourceUnavailable("the reader did not stop")
+    with pytest.raises(SourceUnavailable):
+        rig.live.shut_down()
+
+    assert rig.told("har/board/status") == {"v": 1, "state": "offline"}
+    assert rig.slots.closed
+    assert rig.recorder.closed
+
+
+def test_a_step_of_the_wall_clock_fires_nothing_and_changes_no_name(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    rig.samples()
+    rig.pass_s(20)
+    before = len([m for _, m in rig.link.offered if m.topic == "har/board/telemetry"])
+    wall_ns = rig.clock.wall_ns
+    monkeypatch.setattr(rig.clock, "wall_ns", lambda: wall_ns() + 86_400 * SECOND)
+    rig.samples(64)
+    rig.pass_s(20)
+
+    assert len([m for _, m in rig.link.offered if m.topic == "har/board/telemetry"]) == before
+    assert rig.told("har/s/prediction")["id"] == "b00t:s:1"
+    assert rig.told("har/s/prediction")["time"].startswith("2023-11-15T22:1")
+
+
+def test_what_is_wrong_is_logged_when_it_begins_and_when_it_ends(rig: Rig):
+    rig.samples()
+    rig.pass_s(2)
+    rig.clock.is_synced = False
+    rig.pass_s(200)
+    rig.clock.is_synced = True
+    rig.pass_s(20)
+
+    health = [facts for level, event, facts in rig.log.lines if event == "health"]
+    assert any("clock_unsynced" in facts for facts in health)
+    assert "clock_unsynced" not in health[-1]
