@@ -247,7 +247,7 @@ class Pipeline:
         if stream.refused:
             stream.losses[Loss.RATE] += len(batch.t_ns)
             return events
-        held = stream.timeline.held
+        held = 0 if stream.timeline.source_rate_hz else stream.timeline.held
         try:
             pieces = stream.timeline.push(batch.t_ns, batch.values, batch.seq0)
         except RateError as e:
@@ -314,11 +314,12 @@ class Pipeline:
         Raises:
             InferenceError: they are no numbers, which no decision can be made of.
         """
-        probabilities = calibrated(scores.logits, self._manifest.calibration.temperature)
-        # A sum is finite only where everything in it is; it costs less than asking for each.
-        if not math.isfinite(float(probabilities.sum()) + float(scores.novelty.sum())):
+        rows = calibrated(scores.logits, self._manifest.calibration.temperature).tolist()
+        novelty = scores.novelty.tolist()
+        # One logit that is no number makes all of its row so.
+        if not all(map(math.isfinite, novelty)) or not all(math.isfinite(row[0]) for row in rows):
             raise InferenceError(f"{self._model.id} gives scores that are no numbers")
-        return zip(probabilities.tolist(), scores.novelty.tolist(), strict=True)
+        return zip(rows, novelty, strict=True)
 
     def _decide(self, item: _Staged, scores: list[float], novelty: float, events: list[Event]) -> None:
         stream, seq, t0_ns = item

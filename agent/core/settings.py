@@ -5,10 +5,13 @@ They stand below config, runtime and adapters because all three use them.
 
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from agent.core.timeline import MAX_RATE_HZ, MIN_RATE_HZ
 from agent.core.units import scale
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 SERIAL_FORMATS = ("csv", "json", "witmotion", "har1")
 TIME_UNITS = ("none", "s", "ms", "us")
@@ -167,29 +170,38 @@ class BrokerSettings:
 
     def __post_init__(self) -> None:
         """Refuse an address that is none, and half of a pair."""
-        parts = urlsplit(self.url)
+        _one_of("protocol", self.protocol, ("5", "3.1.1"))
+        if self.url == BrokerSettings.url:
+            return
+        parts = self._parts
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ValueError(f"url must be mqtt://host:port or mqtts://host:port, not {self.url!r}")
         if parts.username or parts.password:
             raise ValueError("url must not hold user and password: set user and password_file")
         if parts.port == 0:
             raise ValueError("url: port 0 is none")
-        _one_of("protocol", self.protocol, ("5", "3.1.1"))
+
+    @property
+    def _parts(self) -> "SplitResult":
+        # Only whoever has brokers pays for it, at a start.
+        from urllib.parse import urlsplit
+
+        return urlsplit(self.url)
 
     @property
     def host(self) -> str:
         """The host's name or address."""
-        return urlsplit(self.url).hostname or ""
+        return self._parts.hostname or ""
 
     @property
     def port(self) -> int:
         """The port, that of the scheme if the address has none."""
-        return urlsplit(self.url).port or (8883 if self.tls else 1883)
+        return self._parts.port or (8883 if self.tls else 1883)
 
     @property
     def tls(self) -> bool:
         """Whether the connection is encrypted."""
-        return urlsplit(self.url).scheme == "mqtts"
+        return self._parts.scheme == "mqtts"
 
 
 @dataclass(frozen=True)
