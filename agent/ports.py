@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from agent.core.slots import Slot, SlotState
 from agent.records import Ack, Decoded, Float32Array, LinkState, Outgoing, PowerReading, Scores, Stored, Turn
+
+if TYPE_CHECKING:
+    from agent.core.slots import Slot, SlotState
 
 
 class Model(Protocol):
@@ -163,7 +165,7 @@ class SlotStore(Protocol):
     All methods may block on the disk; those that change something raise `OutputError`.
     """
 
-    def load(self) -> tuple[SlotState, str | None]:
+    def load(self) -> "tuple[SlotState, str | None]":
         """Return the state, that of empty slots where it cannot be used, and why it cannot. Changes nothing."""
 
     def locked(self) -> AbstractContextManager[None]:
@@ -173,17 +175,17 @@ class SlotStore(Protocol):
             OutputError: another process is changing something, or the store cannot be written.
         """
 
-    def save(self, state: SlotState) -> None:
+    def save(self, state: "SlotState") -> None:
         """Replace the state; a damaged one is kept aside."""
 
     def stage(self, files: Mapping[str, bytes]) -> None:
         """Write a bundle's files beside the slots."""
 
-    def place(self, slot: Slot) -> None:
+    def place(self, slot: "Slot") -> None:
         """Put what was staged in place of what is in `slot`, which no state may refer to at this moment."""
 
-    def quarantine(self, slot: Slot) -> None:
+    def quarantine(self, slot: "Slot") -> None:
         """Put aside what is in `slot`, for people to look at."""
 
-    def folder(self, slot: Slot) -> str:
+    def folder(self, slot: "Slot") -> str:
         """Return where the bundle of `slot` is."""

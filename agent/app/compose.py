@@ -1,7 +1,6 @@
 """Builds the parts that every command shares: a verified model and a pipeline around it."""
 
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +81,7 @@ def build_pipeline(model: Model, manifest: Manifest, config: Config) -> Pipeline
 
 def agent_name(config: Config) -> str:
     """Return how this board calls itself: as configured, or its host name."""
-    return config.agent.name or socket.gethostname() or "har-agent"
+    return config.agent.name or os.uname().nodename or "har-agent"
 
 
 def credentials_dir() -> Path | None:
