@@ -16,9 +16,9 @@ from agent.adapters.clock import SystemClock
 from agent.adapters.embedded_broker import EmbeddedBroker
 from agent.adapters.host import HostMetrics
 from agent.adapters.mqtt import Connection, Message, MqttLink, Subscriber
+from agent.adapters.outbox import SqliteOutbox
 from agent.adapters.power import open_power_meter
 from agent.adapters.simulated_imu import SimulatedImu
-from agent.adapters.sqlite_outbox import SqliteOutbox
 from agent.app.compose import build_pipeline, load_config, open_model
 from agent.core.gait import SCRIPTS, Step, parse_script
 from agent.core.histogram import Histogram

@@ -14,9 +14,9 @@ from agent.adapters.board import Board
 from agent.adapters.clock import SystemClock
 from agent.adapters.host import HostMetrics
 from agent.adapters.mqtt import Connection, Message, MqttLink, Subscriber
+from agent.adapters.outbox import SqliteOutbox
 from agent.adapters.power import Vcgencmd, open_power_meter
 from agent.adapters.recorder import CSV, Recorder
-from agent.adapters.sqlite_outbox import SqliteOutbox
 from agent.adapters.systemd import Notifier
 from agent.app.compose import agent_name, build_pipeline, credentials_dir, load_config, runtime_dir, state_dir
 from agent.app.models import build_slots

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.adapters.sqlite_outbox import KEPT_CORRUPT, REMOVAL_WAIT_S, RETRY_S, SqliteOutbox
+from agent.adapters.outbox import KEPT_CORRUPT, REMOVAL_WAIT_S, RETRY_S, SqliteOutbox
 from agent.core.settings import DURABILITIES, OutboxSettings
 from agent.errors import ConfigError
 from agent.ports import Outbox

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.clock import SystemClock
-from agent.adapters.sqlite_outbox import SqliteOutbox
+from agent.adapters.outbox import SqliteOutbox
 from agent.core.settings import OutboxSettings
 from agent.records import Outgoing
 

@@ -19,7 +19,7 @@ from mosquitto import Authority, free_port
 from typer.testing import CliRunner
 
 from agent.adapters.clock import SystemClock
-from agent.adapters.sqlite_outbox import SqliteOutbox
+from agent.adapters.outbox import SqliteOutbox
 from agent.app.check import (
     ERROR,
     OK,

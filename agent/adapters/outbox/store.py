@@ -16,14 +16,29 @@ import errno
 import fcntl
 import os
 import sqlite3
-import sys
 import time
-import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
+from agent.adapters.outbox.database import (
+    KEY_BLOCK,
+    PAGE,
+    SELECT,
+    SIZE,
+    SIZES,
+    Row,
+    checked,
+    commit,
+    connect,
+    create,
+    memory_database,
+    newest_key,
+    packed_row,
+    topic_of,
+)
+from agent.adapters.outbox.failures import is_damage, kind_of, told
+from agent.adapters.outbox.salvage import salvage, salvaged
 from agent.core.settings import OutboxSettings
 from agent.errors import ConfigError
 from agent.ports import Clock
@@ -40,35 +55,15 @@ KEPT_CORRUPT = 3
 _LOCK_RETRY_S = 0.05
 _LOOK_NS = 1_000_000_000
 """How often it is looked whether the file is still where the next run will look for it."""
-_PAGE = 1024
-"""Bytes a page: a prediction fits in one, and a commit writes at least one."""
-_WAL_PAGES = 4096
-"""Pages of log before they go to their place: with `process`, the only moments that wait for the disk."""
 _SHRINK_PAGES = 2048
 """Free pages from which on the file is made smaller, once little is left in it."""
 _SHRINK_BELOW = 256 * 1024
 _RECENT = 4096
 """Messages whose size is kept at hand; those that are acknowledged at once are among the latest."""
-_MOST_IN_MEMORY = 128 * 1024 * 1024
-"""Bytes of a file that is salvaged in memory; a larger one must be readable by SQLite as it stands."""
-_BLOCK = 1 << 24
 _UNKNOWN_BASE = 1 << 40
 
-_APPLICATION = 0x48415245
-_SCHEMA = "CREATE TABLE messages(key INTEGER PRIMARY KEY, crc INTEGER, topic BLOB, payload BLOB)"
-_INSERT = "INSERT OR IGNORE INTO messages(key, crc, topic, payload) VALUES (?, ?, ?, ?)"
-_SELECT = "SELECT key, crc, topic, payload FROM messages WHERE key > ? ORDER BY key"
-_DELETE = "DELETE FROM messages WHERE key BETWEEN ? AND ?"
-_SIZES = "SELECT key, length(topic) + length(payload) FROM messages ORDER BY key"
-_SIZE = "SELECT length(topic) + length(payload) FROM messages WHERE key = ?"
-
 _T = TypeVar("_T")
-_Row = tuple[int, int, bytes, bytes]
 _SUFFIXES = ("", "-wal", "-shm")
-
-
-class _DamagedError(sqlite3.DatabaseError):
-    """The file is not, or no longer, an outbox, though SQLite can read it."""
 
 
 class SqliteOutbox:
@@ -166,7 +161,7 @@ class SqliteOutbox:
         """
         keys = list(range(self._next, self._next + len(messages)))
         self._next += len(messages)
-        rows = [_row(key, message) for key, message in zip(keys, messages, strict=True)]
+        rows = [packed_row(key, message) for key, message in zip(keys, messages, strict=True)]
         sizes = [len(row[2]) + len(row[3]) for row in rows]
         added = sum(sizes)
         self._make_room(added)
@@ -249,7 +244,7 @@ class SqliteOutbox:
             found: list[tuple[int, int]] = []
             freed = 0
             for db in filter(None, (self._disk, self._memory)):
-                with contextlib.closing(db.execute(_SIZES)) as rows:
+                with contextlib.closing(db.execute(SIZES)) as rows:
                     for key, size in rows:
                         if freed >= over:
                             return found
@@ -274,7 +269,7 @@ class SqliteOutbox:
     def _size_of(self, key: int) -> int | None:
         def look() -> int | None:
             for db in filter(None, (self._memory, self._disk)):
-                found = db.execute(_SIZE, (key,)).fetchone()
+                found = db.execute(SIZE, (key,)).fetchone()
                 if found:
                     return int(found[0])
             return None
@@ -284,26 +279,26 @@ class SqliteOutbox:
     def _read(self, n: int, after: int) -> list[Stored]:
         found: list[Stored] = []
         for db in filter(None, (self._disk, self._memory)):
-            with contextlib.closing(db.execute(_SELECT, (after,))) as rows:
+            with contextlib.closing(db.execute(SELECT, (after,))) as rows:
                 for row in rows if n > 0 else ():
-                    key, _, _, payload = _checked(row)
+                    key, _, _, payload = checked(row)
                     if key not in self._removed:
-                        found.append(Stored(key, _topic(row), payload))
+                        found.append(Stored(key, topic_of(row), payload))
                         if len(found) >= n:
                             return found
         return found
 
-    def _write(self, rows: list[_Row]) -> None:
+    def _write(self, rows: list[Row]) -> None:
         """Write what is new, and the removals that wait, in one commit; to memory if the disk will not have it."""
         if self._memory:
-            _commit(self._memory, self._unwritten, rows)
+            commit(self._memory, self._unwritten, rows)
             self._removed.difference_update(key for key in self._unwritten if key >= self._memory_from)
             self._unwritten.clear()
             return
         assert self._disk is not None
         try:
             self._reserve(self._disk)
-            _commit(self._disk, self._unwritten, rows)
+            commit(self._disk, self._unwritten, rows)
         except sqlite3.Error as e:
             self._fail(e)
             self._write(rows)
@@ -313,9 +308,9 @@ class SqliteOutbox:
 
     def _reserve(self, db: sqlite3.Connection) -> None:
         if self._next > self._reserved:
-            blocks = self._next // _BLOCK + 1
+            blocks = self._next // KEY_BLOCK + 1
             db.execute(f"PRAGMA user_version = {blocks}")
-            self._reserved = blocks * _BLOCK
+            self._reserved = blocks * KEY_BLOCK
 
     def _shrink(self) -> None:
         """Give back what a long outage took: with little left, writing that anew is cheap.
@@ -346,7 +341,7 @@ class SqliteOutbox:
 
     def _fail(self, error: Exception) -> None:
         """The disk, or the file on it, failed under way: start a new file, or hold messages in memory."""
-        if _is_damage(error) and self._clock.monotonic_ns() >= self._quarantine_ns:
+        if is_damage(error) and self._clock.monotonic_ns() >= self._quarantine_ns:
             try:
                 self._quarantine(str(error))
             except (OSError, sqlite3.Error) as e:
@@ -359,18 +354,18 @@ class SqliteOutbox:
     def _wait_for_disk(self, error: Exception) -> None:
         """Hold messages in memory, because of `error`, until the next try."""
         assert self._path is not None
-        self._trouble = _told(error, self._path)
+        self._trouble = told(error, self._path)
         self._retry_ns = self._clock.monotonic_ns() + _RETRY_NS
         self._hold_in_memory()
 
     def _hold_in_memory(self) -> None:
         """Let new messages go to memory, and, where SQLite cannot open the file, what can be read of that."""
-        rows_in = self._memory or _memory_database()
+        rows_in = self._memory or memory_database()
         # Once this run has keys of its own, rows that are not known to stand below them are left where they are.
         if self._path and self._disk is None and not self._loaded and (self._next == 0 or self._reserved):
-            with contextlib.suppress(OSError, sqlite3.Error), _salvage(self._path) as (self._reserved, found):
-                _commit(rows_in, set(), (row for row in found if row[0] not in self._removed))
-                self._know(max(self._reserved - 1, _newest(rows_in)))
+            with contextlib.suppress(OSError, sqlite3.Error), salvage(self._path) as (self._reserved, found):
+                commit(rows_in, set(), (row for row in found if row[0] not in self._removed))
+                self._know(max(self._reserved - 1, newest_key(rows_in)))
                 self._loaded = True
         if self._next == 0:
             # Nothing is known of the keys on disk; these are above them, unless the clock was put back.
@@ -399,9 +394,9 @@ class SqliteOutbox:
     def _rescue(self) -> None:
         """Somebody removed or replaced the files: take what is in the open ones, for new ones at the next try."""
         assert self._disk is not None
-        rows = self._disk.execute(_SELECT, (0,)).fetchall()
-        memory = _memory_database()
-        _commit(memory, set(), [row for row in rows if row[0] not in self._removed])
+        rows = self._disk.execute(SELECT, (0,)).fetchall()
+        memory = memory_database()
+        commit(memory, set(), [row for row in rows if row[0] not in self._removed])
         self._close_disk()
         if self._memory:
             self._memory.close()
@@ -436,11 +431,11 @@ class SqliteOutbox:
     def _move_to_disk(self) -> None:
         assert self._disk is not None
         assert self._memory is not None
-        rows = self._memory.execute(_SELECT, (0,)).fetchall()
+        rows = self._memory.execute(SELECT, (0,)).fetchall()
         self._reserve(self._disk)
         # Removals alone first: on a full disk they make the room.
-        _commit(self._disk, self._removed, [])
-        _commit(self._disk, set(), [row for row in rows if row[0] not in self._removed])
+        commit(self._disk, self._removed, [])
+        commit(self._disk, set(), [row for row in rows if row[0] not in self._removed])
         self._memory.close()
         self._memory = None
         self._loaded = False
@@ -449,9 +444,9 @@ class SqliteOutbox:
 
     def _start_over(self, error: sqlite3.Error) -> bool:
         """Begin a new file if the disk is full and all in the old one was removed: its log cannot shrink there."""
-        if self._disk is None or self._path is None or _kind(error) != sqlite3.SQLITE_FULL:
+        if self._disk is None or self._path is None or kind_of(error) != sqlite3.SQLITE_FULL:
             return False
-        with contextlib.closing(self._disk.execute(_SIZES)) as rows:
+        with contextlib.closing(self._disk.execute(SIZES)) as rows:
             if any(key not in self._removed for key, _ in rows):
                 return False
         self._close_disk()
@@ -464,7 +459,7 @@ class SqliteOutbox:
         """Count anew what is held."""
         self._depth = self._size = 0
         for db in filter(None, (self._disk, self._memory)):
-            for key, size in db.execute(_SIZES):
+            for key, size in db.execute(SIZES):
                 if key not in self._removed:
                     self._depth += 1
                     self._size += size
@@ -495,10 +490,10 @@ class SqliteOutbox:
             self._set_aside()
         self._replacement.unlink(missing_ok=True)
         try:
-            self._disk = _connect(self._path, self._synchronous)
+            self._disk = connect(self._path, self._synchronous)
             self._adopt()
         except sqlite3.Error as e:
-            if not _is_damage(e) or self._clock.monotonic_ns() < self._quarantine_ns:
+            if not is_damage(e) or self._clock.monotonic_ns() < self._quarantine_ns:
                 self._close_disk()
                 raise
             self._quarantine(str(e))
@@ -506,13 +501,13 @@ class SqliteOutbox:
     def _adopt(self) -> None:
         """Take over what the open file holds; its keys end below those of this run."""
         assert self._disk is not None
-        self._reserved = self._disk.execute("PRAGMA user_version").fetchone()[0] * _BLOCK
-        newest = _newest(self._disk)
+        self._reserved = self._disk.execute("PRAGMA user_version").fetchone()[0] * KEY_BLOCK
+        newest = newest_key(self._disk)
         if self._memory and not self._loaded and newest >= self._memory_from:
-            rows = list(_salvaged(self._disk))
+            rows = list(salvaged(self._disk))
             self._close_disk()
             first = self._memory_from - len(rows)
-            self._replace([_row(key, Outgoing(_topic(row), row[3])) for key, row in enumerate(rows, first)])
+            self._replace([packed_row(key, Outgoing(topic_of(row), row[3])) for key, row in enumerate(rows, first)])
             return
         self._know(max(newest, self._reserved - 1))
 
@@ -531,7 +526,7 @@ class SqliteOutbox:
         self._quarantine_ns = self._clock.monotonic_ns() + _RETRY_NS
         self._close_disk()
         held = self._depth
-        with _salvage(self._path) as (reserved, found):
+        with salvage(self._path) as (reserved, found):
             self._replace(row for row in found if row[0] not in self._removed)
         self._know(reserved - 1)
         self.quarantined += 1
@@ -549,7 +544,7 @@ class SqliteOutbox:
         assert self._path is not None
         return self._path.with_suffix(".new")
 
-    def _replace(self, rows: Iterable[_Row]) -> None:
+    def _replace(self, rows: Iterable[Row]) -> None:
         """Write a new file with `rows`, and set the old one aside; at any moment, one of them is complete."""
         self._replacement.unlink(missing_ok=True)
         try:
@@ -560,16 +555,16 @@ class SqliteOutbox:
             raise
         self._set_aside()
         assert self._path is not None
-        self._disk = _connect(self._path, self._synchronous)
+        self._disk = connect(self._path, self._synchronous)
         self._adopt()
 
-    def _write_replacement(self, rows: Iterable[_Row]) -> None:
+    def _write_replacement(self, rows: Iterable[Row]) -> None:
         # Without a log, which would double what is written: until it is renamed, nobody needs this file.
         with contextlib.closing(sqlite3.connect(self._replacement, isolation_level=None)) as new:
-            for pragma in (f"page_size = {_PAGE}", "journal_mode = OFF", "synchronous = OFF"):
+            for pragma in (f"page_size = {PAGE}", "journal_mode = OFF", "synchronous = OFF"):
                 new.execute(f"PRAGMA {pragma}").fetchall()
-            _create(new)
-            _commit(new, set(), rows)
+            create(new)
+            commit(new, set(), rows)
         with self._replacement.open("rb") as written:
             os.fsync(written.fileno())
 
@@ -632,286 +627,3 @@ def _flock(lock: int) -> None:
     except BlockingIOError:
         time.sleep(_LOCK_RETRY_S)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _row(key: int, message: Outgoing) -> _Row:
-    # A topic made of a file's name may hold what is no Unicode; that is for the link to refuse.
-    topic = message.topic.encode("utf-8", "surrogatepass")
-    return key, _crc(key, topic, message.payload), topic, message.payload
-
-
-def _crc(key: int, topic: bytes, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(topic, key & 0xFFFFFFFF))
-
-
-def _topic(row: _Row) -> str:
-    return row[2].decode("utf-8", "surrogatepass")
-
-
-def _checked(row: _Row) -> _Row:
-    """Return a row that is what was stored.
-
-    Raises:
-        _DamagedError: it is not.
-    """
-    key, crc, topic, payload = row
-    if type(topic) is not bytes or type(payload) is not bytes or crc != _crc(key, topic, payload):
-        raise _DamagedError(f"message {key} is not what was stored")
-    return row
-
-
-def _commit(db: sqlite3.Connection, removed: set[int], rows: Iterable[_Row]) -> None:
-    """Remove and add in one transaction, or do neither.
-
-    Raises:
-        sqlite3.Error: neither was done.
-    """
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        # Removals first, so that what comes takes their place in the page.
-        if removed:
-            db.executemany(_DELETE, _runs(removed))
-        db.executemany(_INSERT, rows)
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
-
-
-def _newest(db: sqlite3.Connection) -> int:
-    return int(db.execute("SELECT coalesce(max(key), 0) FROM messages").fetchone()[0])
-
-
-def _runs(keys: set[int]) -> list[tuple[int, int]]:
-    """Keys as runs, first and last of each: what was acknowledged together is removed by one statement."""
-    runs: list[tuple[int, int]] = []
-    first = last = -1
-    for key in sorted(keys):
-        if key != last + 1 or first < 0:
-            if first >= 0:
-                runs.append((first, last))
-            first = key
-        last = key
-    if first >= 0:
-        runs.append((first, last))
-    return runs
-
-
-def _memory_database() -> sqlite3.Connection:
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    db.execute(_SCHEMA)
-    return db
-
-
-def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    """Open the file, or make one.
-
-    Raises:
-        sqlite3.Error: see `_is_damage`.
-    """
-    db = sqlite3.connect(path, isolation_level=None, timeout=0.1)
-    try:
-        # Exclusive: no shared memory file and no lock at each commit. The log is flushed to the disk by checkpoints.
-        for pragma in (
-            f"page_size = {_PAGE}",
-            "locking_mode = EXCLUSIVE",
-            "journal_mode = WAL",
-            f"synchronous = {synchronous}",
-            f"wal_autocheckpoint = {_WAL_PAGES}",
-            f"journal_size_limit = {_WAL_PAGES * _PAGE}",
-            "secure_delete = OFF",
-            "temp_store = MEMORY",
-            "cache_size = -512",
-        ):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        tables = db.execute("SELECT sql FROM sqlite_master").fetchall()
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        if not tables and application == 0:
-            _create(db)
-        elif tables != [(_SCHEMA,)] or application != _APPLICATION:
-            raise _DamagedError("its tables are not those of an outbox")
-        else:
-            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise _DamagedError(" ".join(str(found).split()))
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-@contextlib.contextmanager
-def _salvage(path: Path) -> Iterator[tuple[int, Iterator[_Row]]]:
-    """Give the key below which all may be in use, and every row that can still be read and is what was stored.
-
-    Works on a copy in memory, unless the file is too large: that needs no right to write, and a damaged first page,
-    which says where the table is, can be put right there: the table of an outbox always begins on the second.
-
-    Raises:
-        OSError, sqlite3.Error: the file cannot be read.
-    """
-    if path.stat().st_size > _MOST_IN_MEMORY:
-        db = sqlite3.connect(path, isolation_level=None, timeout=0.1)
-    else:
-        page, image = _image(path)
-        db = _opened_image(image)
-        if next(_salvaged(db), None) is None:
-            db.close()
-            with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as template:
-                template.execute(f"PRAGMA page_size = {page}")
-                template.execute(_SCHEMA)
-                image[:page] = template.serialize()[:page]
-            image[28:32] = (len(image) // page).to_bytes(4)
-            db = _opened_image(image)
-        del image
-    try:
-        db.text_factory = bytes
-        reserved = 0
-        with contextlib.suppress(sqlite3.Error):
-            reserved = max(0, db.execute("PRAGMA user_version").fetchone()[0]) * _BLOCK
-        yield reserved, _salvaged(db)
-    finally:
-        db.close()
-
-
-def _opened_image(image: bytearray) -> sqlite3.Connection:
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    # An image that is not even that of a database gives errors on reading.
-    with contextlib.suppress(sqlite3.Error):
-        db.deserialize(image)
-    return db
-
-
-def _bytes_of(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
-
-
-def _image(path: Path) -> tuple[int, bytearray]:
-    """Return the page size, and the database as it is with all whole commits of its log, in rollback mode.
-
-    Formats: https://www.sqlite.org/fileformat2.html, sections 1.3 and 4.
-    """
-    image = bytearray(path.read_bytes())
-    log = _bytes_of(Path(f"{path}-wal"))
-    page = int.from_bytes(image[16:18]) or int.from_bytes(log[8:12])
-    if page not in (512, 1024, 2048, 4096, 8192, 16384, 32768):
-        page = _PAGE
-    image += bytes(-len(image) % page)
-    commit: dict[int, bytes] = {}
-    order: Literal["little", "big"] = "big" if log[:4] == b"\x37\x7f\x06\x83" else "little"
-    if len(log) < 32:
-        # Torn in its header.
-        log = bytes(32)
-    sums = _log_sums(log[:24], (0, 0), order)
-    if int.from_bytes(log[8:12]) != page or log[24:32] != _packed(sums):
-        log = b""
-    for at in range(32, len(log) - page - 23, page + 24):
-        head, body = log[at : at + 24], log[at + 24 : at + 24 + page]
-        sums = _log_sums(head[:8] + body, sums, order)
-        if head[8:16] != log[16:24] or head[16:24] != _packed(sums):
-            break
-        commit[int.from_bytes(head[:4])] = body
-        pages = int.from_bytes(head[4:8])
-        if pages:
-            image += bytes(max(0, pages * page - len(image)))
-            for number, content in commit.items():
-                image[(number - 1) * page : number * page] = content
-            commit.clear()
-            image[28:32] = pages.to_bytes(4)
-    image[18:20] = b"\x01\x01"
-    return page, image
-
-
-def _log_sums(data: bytes, sums: tuple[int, int], order: Literal["little", "big"]) -> tuple[int, int]:
-    words = array("I", data)
-    if order != sys.byteorder:
-        words.byteswap()
-    a, b = sums
-    for i in range(0, len(words), 2):
-        a = (a + words[i] + b) & 0xFFFFFFFF
-        b = (b + words[i + 1] + a) & 0xFFFFFFFF
-    return a, b
-
-
-def _packed(sums: tuple[int, int]) -> bytes:
-    return sums[0].to_bytes(4) + sums[1].to_bytes(4)
-
-
-def _create(db: sqlite3.Connection) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    db.execute(_SCHEMA)
-    db.execute(f"PRAGMA application_id = {_APPLICATION}")
-    db.execute("COMMIT")
-
-
-def _salvaged(db: sqlite3.Connection) -> Iterator[_Row]:
-    """Walk over the rows; where reading fails, go on further up, in steps that double until something is found."""
-    at, step = 0, 1
-    while at < 1 << 62:
-        try:
-            with contextlib.closing(db.execute(_SELECT, (at,))) as rows:
-                for row in rows:
-                    at, step = row[0], 1
-                    with contextlib.suppress(_DamagedError):
-                        yield _checked(row)
-            return
-        except sqlite3.Error:
-            at += step
-            step *= 2
-
-
-_DAMAGE = frozenset(
-    {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_ERROR,
-        sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_FORMAT,
-    }
-)
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether the file is to blame, and not the disk."""
-    return isinstance(error, sqlite3.Error) and _kind(error) in _DAMAGE
-
-
-def _kind(error: sqlite3.Error) -> int:
-    """The low byte of SQLite's extended code; what comes without one was said by Python about what it read."""
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
-
-
-_MAKE_ROOM = "make room on that disk"
-_ALLOW = "let the agent's user write there"
-_END = "end the program that has it open"
-_MOVE = "make it a directory, or set another agent.state_dir"
-_SQLITE_ADVICE = {
-    sqlite3.SQLITE_FULL: _MAKE_ROOM,
-    sqlite3.SQLITE_READONLY: _ALLOW,
-    sqlite3.SQLITE_CANTOPEN: _ALLOW,
-    sqlite3.SQLITE_PERM: _ALLOW,
-    sqlite3.SQLITE_BUSY: _END,
-    sqlite3.SQLITE_LOCKED: _END,
-}
-_SYSTEM_ADVICE = {
-    errno.ENOSPC: _MAKE_ROOM,
-    errno.EDQUOT: _MAKE_ROOM,
-    errno.EROFS: _ALLOW,
-    errno.EACCES: _ALLOW,
-    errno.EPERM: _ALLOW,
-    errno.ENOTDIR: _MOVE,
-    errno.EEXIST: _MOVE,
-}
-
-
-def _told(error: Exception, path: Path) -> str:
-    """What is wrong, and what to do, for people."""
-    held = "messages are held in memory until then"
-    if isinstance(error, ConfigError):
-        return f"{error}; {held}"
-    if isinstance(error, OSError):
-        why, todo = error.strerror or str(error), _SYSTEM_ADVICE.get(error.errno or 0)
-    else:
-        why, todo = str(error), _SQLITE_ADVICE.get(_kind(error)) if isinstance(error, sqlite3.Error) else None
-    return f"{path.parent} cannot be written ({why}): {todo or 'check the disk'}; {held}"
