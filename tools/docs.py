@@ -170,15 +170,15 @@ def _json(value: dict[str, Any]) -> str:
 
 def _live(r: dict[str, Any]) -> Iterator[str]:
     s, g, bare = r["serial"], r["gateway"], r["bare"]
-    yield "\n## The live agent\n\n`python tools/bench/run.py --json docs/results/run.json`, with mosquitto on loopback; "
-    yield f"on {r['machine']['cores']} cores of {r['machine']['cpu']}, which mosquitto and the senders share.\n\n"
+    yield "\n## The live agent\n\n`python tools/bench/run.py --json docs/results/run.json`, with mosquitto on "
+    yield f"loopback; on {r['machine']['cores']} cores of {r['machine']['cpu']}, which mosquitto and the senders share.\n\n"
     yield f"| one serial sensor, 50 Hz, {s['seconds']:g} s | |\n|---|---|\n"
     yield f"| CPU | {s['cpu_pct']:.2f} % of a core |\n"
     yield f"| memory | {s['rss_mib']:.1f} MiB, {s['over_floor_mib']:.1f} over the libraries alone |\n"
     ms = s["puback_ms"]
     yield f"| last sample to the broker's acknowledgement | p50 {ms['p50']:.1f}, p99 {ms['p99']:.1f} ms |\n\n"
     yield f"A gateway of {g['devices']} devices at 50 Hz, 64 binary samples a message: {g['cpu_us_per_window']:.0f} µs "
-    yield f"of CPU a window, **{g['ratio']:.2f} times** the {bare['total_us']:.0f} µs that the libraries alone take for it: "
+    yield f"of CPU a window, **{g['ratio']:.2f} times** the {bare['total_us']:.0f} µs of the libraries alone: "
     yield f"paho to receive {bare['receive_us']:.0f}, ONNX Runtime in batches {bare['infer_us']:.0f}, paho to publish "
     yield f"{bare['publish_us']:.0f}.\n\n"
     yield "| devices | CPU, % of a core | µs a window | RSS, MiB | to PUBACK p50 / p99, ms | to a subscriber p99, ms "

@@ -6,6 +6,7 @@ import shutil
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -184,23 +185,28 @@ def test_a_disk_that_refuses_ends_it_and_says_so(tmp_path: Path, clock: FakeCloc
         recorder.start()
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process can be larger than 4 kB: the disk refuses as a full one does."""
+    """No file of this process can be larger than 4 kB: the disk refuses as a full one does.
+
+    Not a fixture: pytest's own output may be a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_ends_it_and_what_was_written_replays(tmp_path: Path, clock: FakeClock):
     recorder = Recorder(tmp_path, RAW, clock, headers)
     recorder.start(joins=False)
-    for k in range(100):
-        recorder.raw("a", bytes(100), k)
-        clock.sleep(1.0)
-        recorder.tick()
+    with small_files():
+        for k in range(100):
+            recorder.raw("a", bytes(100), k)
+            clock.sleep(1.0)
+            recorder.tick()
 
     (path,) = tmp_path.iterdir()
     assert recorder.status().ended == "problem"
