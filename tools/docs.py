@@ -171,7 +171,8 @@ def _json(value: dict[str, Any]) -> str:
 def _live(r: dict[str, Any]) -> Iterator[str]:
     s, g, bare = r["serial"], r["gateway"], r["bare"]
     yield "\n## The live agent\n\n`python tools/bench/run.py --json docs/results/run.json`, with mosquitto on "
-    yield f"loopback; on {r['machine']['cores']} cores of {r['machine']['cpu']}, which mosquitto and the senders share.\n\n"
+    yield f"loopback; on {r['machine']['cores']} cores of {r['machine']['cpu']}, which mosquitto and the senders share."
+    yield "\n\n"
     yield f"| one serial sensor, 50 Hz, {s['seconds']:g} s | |\n|---|---|\n"
     yield f"| CPU | {s['cpu_pct']:.2f} % of a core |\n"
     yield f"| memory | {s['rss_mib']:.1f} MiB, {s['over_floor_mib']:.1f} over the libraries alone |\n"
