@@ -124,3 +124,8 @@ for cpu in cortex-a72 cortex-a76; do
     board -m agent replay --quiet "${recordings[@]}" >"$work/$cpu.jsonl"
     here tests/rigs/same_labels.py "$work/here.jsonl" "$work/$cpu.jsonl"
 done
+
+say "the daemon on the emulated board: a sensor on a pty, a broker, kill -9"
+export QEMU_CPU=$cpu
+here tests/rigs/live_on_board.py env PYTHONHOME="$root/usr" PYTHONPATH="$work/app:$site" \
+    qemu-aarch64-static -L "$root" "$root/usr/bin/python$python" -P
