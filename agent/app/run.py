@@ -39,6 +39,10 @@ from agent.runtime.telemetry import HostFigures, Telemetry
 RECORD_MAX_S = 24 * 3600.0
 READ_S = 5.0
 """Between readings of the power meter and the board's own sensors."""
+_SPOKEN = frozenset(
+    ("prediction", "activity", "availability", "status", "telemetry", "health", "command", "device", "config")
+)
+"""Levels of topics under which agents speak, or are spoken to."""
 _MOST_REMEMBERED = 100_000
 _FORGET_S = 2.0
 """How long retained messages are collected before they are cleared."""
@@ -247,11 +251,14 @@ def _retained_by(subscriber: Subscriber, name: str, clock: Clock) -> list[str]:
 
 
 def _receive(commands: Commands, message: Message, ours: tuple[str, ...]) -> None:
-    """Take a request. An answer never goes where only the agent speaks, whoever asks for it: see `ours`."""
+    """Take a request. One is refused whose answer would go where only an agent speaks: `ours` and `_SPOKEN`."""
     wanted = message.response_topic
-    if any(c in wanted for c in "+#\0") or (wanted.startswith(ours) and not wanted.startswith(f"{ours[0]}reply/")):
-        wanted = ""
-    if not message.retained:
+    levels = wanted.split("/")
+    if message.retained:
+        return
+    if any(c in wanted for c in "+#\0") or (wanted.startswith(ours) and _SPOKEN.intersection(levels)):
+        commands.refused += 1
+    else:
         commands.receive(message.topic, message.payload, wanted, message.correlation)
 
 

@@ -27,7 +27,7 @@ REMEDIES: dict[str, str] = {
     HealthCode.BROKER_AWAY: "har-agent check --connect; predictions wait in the outbox until the broker is back",
     HealthCode.BROKER_UNSTEADY: "look at the network, and whether another client uses this agent's name",
     HealthCode.QUEUE_DROPPING: "fewer devices or a lower rate: this board cannot keep up",
-    HealthCode.SOURCE_AWAY: "look at cable and port name; it is tried again for ever",
+    HealthCode.SOURCE_AWAY: "look at cable and port name, or at the broker that devices send to; it is tried for ever",
     HealthCode.SOURCE_SILENT: "is the sensor on? compare baud and format: har-agent check --connect suggests them",
     HealthCode.SOURCE_UNUSABLE: "compare format, units and rate_hz with what the sensor sends",
     HealthCode.OUTBOX_FILLING: "bring a broker back before the outbox is full",

@@ -65,7 +65,7 @@ def _rows(said: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and value of what is there to be shown; empty values where it is not."""
     telemetry, link = _part(said, "telemetry"), _part(said, "link")
     total, power = _part(_part(telemetry, "latency_ms"), "total"), _part(telemetry, "power")
-    outbox = _part(telemetry, "outbox")
+    outbox = _part(said, "outbox") or _part(telemetry, "outbox")
     broker = ""
     if link:
         broker = _text(link.get("broker")) + (", connected" if link.get("connected") is True else ", away")

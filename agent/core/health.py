@@ -160,8 +160,12 @@ class Health:
 
     def message(self, agent: str, now_ns: int, wall_ns: int, *, clock_synced: bool) -> "HealthMessage":
         """Return the message to retain, and count it as told."""
+        self._published = [(reason.code, reason.text) for reason in self.reasons(now_ns)]
+        return self.view(agent, now_ns, wall_ns, clock_synced=clock_synced)
+
+    def view(self, agent: str, now_ns: int, wall_ns: int, *, clock_synced: bool) -> "HealthMessage":
+        """Return what the message would say now."""
         told = self.reasons(now_ns)
-        self._published = [(reason.code, reason.text) for reason in told]
         return {
             "v": VERSION,
             "agent": agent,

@@ -47,6 +47,16 @@ def one_nanoseconds(time: float, tick_ns: int) -> int:
     return t_ns if abs(t_ns) < _EXACT_NS else round(time * (tick_ns // 1000)) * 1000
 
 
+def implausible_gravity(values: Float32Array) -> str | None:
+    """Say what is wrong with the unit of `values`, float32 (n, 6), in g as declared; None if nothing is."""
+    for declared in ACC_UNITS:
+        unit = likelier_acc_unit(values, declared)
+        if unit:
+            magnitude = float(np.sort(np.linalg.norm(values[:, :3], axis=1))[len(values) // 2])
+            return f"acceleration is about {magnitude:.2g} g, which speaks of {unit}: set acc_unit to that"
+    return None
+
+
 def likelier_acc_unit(values: Float32Array, declared: str) -> str | None:
     """Name the acceleration unit that `values` speak of, if it is clearly not the declared one; None otherwise.
 

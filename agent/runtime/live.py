@@ -9,13 +9,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from agent.core.discovery import Discovery
 from agent.core.health import Health, HealthCode
+from agent.core.units import implausible_gravity
 from agent.core.wire import VERSION, encode, iso_time
 from agent.errors import InferenceError
 from agent.pipeline import Pipeline
 from agent.ports import Clock, Link, Log, Outbox, Sink, Source
-from agent.records import Loss, Outgoing, PowerReading, Prediction, Refused, Turn
+from agent.records import Float32Array, Loss, Outgoing, PowerReading, Prediction, Refused, SampleBatch, Turn
 from agent.runtime.commands import Commands
 from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
@@ -37,6 +40,8 @@ REPORT_S = 5.0
 """Between reports for `har-agent status` and Prometheus, and between readings of the power meter."""
 FRUITLESS_S = 30.0
 """How long samples may come without a whole window: many times what a first window takes."""
+UNIT_SAMPLES = 250
+"""Samples whose size is held against the declared unit: five seconds, in which hardly anybody falls all the time."""
 READY_S = 15.0
 """How long a start waits for the first samples before it counts as one: a sensor may be unplugged for days."""
 DRAIN_S = 3.0
@@ -188,7 +193,11 @@ class Live:
         self._ready = False
         self._labels = parts.model.labels
         self._told_model = ""
-        self._fed = False
+        self._heard: set[str] = set()
+        """Streams whose samples came in this run, and were looked at."""
+        self._first: dict[str, list[Float32Array]] = {}
+        self._absent = set(parts.remembered)
+        """Streams of the last run that have not come back."""
         self._seen: dict[str, int] = dict.fromkeys(parts.remembered, now_ns)
         """Stream -> when its last samples came; those of the last run too: a broker may show them as online still."""
         self._remembered = set(parts.remembered)
@@ -251,7 +260,9 @@ class Live:
         p.telemetry.take(turn)
         now_ns = p.clock.monotonic_ns()
         for batch in turn.batches:
-            self._fed = True
+            if batch.stream not in self._heard:
+                self._absent.discard(batch.stream)
+                self._hear(batch, now_ns)
             self._seen[batch.stream] = now_ns
         for frame in turn.bad:
             if frame.stream and frame.stream not in self._seen:
@@ -272,6 +283,17 @@ class Live:
                     p.health.set(HealthCode.SOURCE_UNUSABLE, None, now_ns, event.stream)
                     p.log.info("stream accepted", stream=event.stream)
         p.slots.after_turn(turn)
+
+    def _hear(self, batch: SampleBatch, now_ns: int) -> None:
+        """Look at the first samples of a stream: a unit that is wrong by a factor of 9.8 spoils every label."""
+        first = self._first.setdefault(batch.stream, [])
+        first.append(batch.values)
+        if sum(map(len, first)) >= UNIT_SAMPLES:
+            self._heard.add(batch.stream)
+            wrong = implausible_gravity(np.concatenate(self._first.pop(batch.stream)))
+            if wrong:
+                name = f"{batch.stream} unit"
+                self._p.health.set(HealthCode.SOURCE_UNUSABLE, f"{batch.stream}: {wrong}", now_ns, name)
 
     def close(self) -> None:
         """Nothing of its own is open; see `shut_down`."""
@@ -362,7 +384,10 @@ class Live:
             "commands_refused": p.commands.refused,
             "link": {"connected": link.connected, "broker": link.broker, "problem": link.problem},
             "slots": p.slots.status(),
-            "health": self._told,
+            "outbox": {"depth": p.outbox.depth, "size_bytes": p.outbox.size_bytes},
+            "health": p.health.view(
+                self._facts.agent, p.clock.monotonic_ns(), p.clock.wall_ns(), clock_synced=self._synced
+            ),
             "telemetry": self._message,
         }
 
@@ -372,7 +397,7 @@ class Live:
         p = self._p
         self._watch_streams(now_ns)
         self._watch_rest(now_ns)
-        if not self._ready and (self._fed or now_ns - self._started_ns > READY_S * 1e9):
+        if not self._ready and (self._heard or self._first or now_ns - self._started_ns > READY_S * 1e9):
             self._ready = True
             p.notifier.ready()
         self._discover(now_ns)
@@ -391,7 +416,13 @@ class Live:
         p, source = self._p, self._p.source
         problems = source.problems()
         for name, problem in problems.items():
-            p.health.set(HealthCode.SOURCE_AWAY, f"{name}: {problem}" if problem else None, now_ns, name)
+            unreadable = None
+            if problem and now_ns - self._unread.get(name, -(10**18)) < 5 * _SECOND_NS:
+                worst = p.engine.bad[name].most_common(1)[0][0]
+                unreadable = f"{name} sends what cannot be read, mostly {worst}: compare format, time and baud"
+            away_text = f"{name}: {problem}" if problem and not unreadable else None
+            p.health.set(HealthCode.SOURCE_AWAY, away_text, now_ns, name)
+            p.health.set(HealthCode.SOURCE_UNUSABLE, unreadable, now_ns, f"{name} unreadable")
             if problem:
                 p.publisher.silent(name, problem)
         away = source.broker_problem()
@@ -410,9 +441,12 @@ class Live:
                 if stream in self._serial:
                     text += " that can be read: check its format and baud"
                 p.publisher.silent(stream)
-                p.health.set(HealthCode.SOURCE_SILENT, text, now_ns, stream)
+                # One reason is enough where the broker is away; and of the last run nobody expects a device any more.
+                if not away and stream not in self._absent:
+                    p.health.set(HealthCode.SOURCE_SILENT, text, now_ns, stream)
             elif not silent and stream in self._silent:
                 self._silent.remove(stream)
+                self._predicted[stream] = now_ns
                 p.health.set(HealthCode.SOURCE_SILENT, None, now_ns, stream)
         for stream, heard_ns in list(self._unread.items()):
             # It has a place among the devices, too.
@@ -486,8 +520,12 @@ class Live:
         self._refused.pop(stream, None)
         self._fruitless.discard(stream)
         self._predicted.pop(stream, None)
+        self._heard.discard(stream)
+        self._absent.discard(stream)
+        self._first.pop(stream, None)
         for code in (HealthCode.SOURCE_SILENT, HealthCode.SOURCE_UNUSABLE):
             p.health.set(code, None, now_ns, stream)
+        p.health.set(HealthCode.SOURCE_UNUSABLE, None, now_ns, f"{stream} unit")
         if (counts := p.pipeline.retire(stream)) is not None:
             p.telemetry.retire(stream, counts)
         p.engine.bad.pop(stream, None)

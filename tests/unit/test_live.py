@@ -13,7 +13,7 @@ from agent.core.discovery import Discovery
 from agent.core.settings import HomeAssistantSettings, MqttSettings, OutboxSettings
 from agent.errors import InferenceError, SourceUnavailable
 from agent.pipeline import Pipeline
-from agent.records import Decoded, PowerReading, SampleBatch
+from agent.records import BadFrame, Decoded, Loss, PowerReading, SampleBatch
 from agent.runtime.commands import Commands
 from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
@@ -341,3 +341,30 @@ def test_what_is_wrong_is_logged_when_it_begins_and_when_it_ends(rig: Rig):
     health = [facts for level, event, facts in rig.log.lines if event == "health"]
     assert any("clock_unsynced" in facts for facts in health)
     assert "clock_unsynced" not in health[-1]
+
+
+def test_a_unit_that_is_wrong_by_the_size_of_gravity_is_told(rig: Rig):
+    for k in range(6):
+        t_ns = even_times(64, t0_s=k * 1.28)
+        rig.feed.waiting.append(SampleBatch("s", t_ns, signal(64) * np.float32(9.81), 64 * k, rig.clock.now_ns))
+        rig.pass_s(1)
+    rig.pass_s(2)
+    assert "set acc_unit to that" in rig.reasons()["source_unusable"]
+
+
+def test_a_port_that_sends_what_cannot_be_read_is_not_called_away(rig: Rig):
+    rig.feed.serial = {"imu": "no sample has come yet"}
+    for _ in range(12):
+        rig.feed.waiting.append(BadFrame("imu", Loss.COLUMNS, 1))
+        rig.pass_s(1)
+    assert "source_away" not in rig.reasons()
+    assert "wrong_number_of_columns" in rig.reasons()["source_unusable"]
+    assert rig.reports[-1]["health"]["reasons"]
+
+
+def test_a_pause_is_not_held_against_a_stream_that_comes_back(rig: Rig):
+    rig.samples()
+    rig.pass_s(FRUITLESS_S + 15)
+    rig.samples(32)
+    rig.pass_s(2)
+    assert "source_unusable" not in rig.reasons()
