@@ -1,7 +1,7 @@
 """Record: the configured sources, read as `har-agent run` reads them, to files instead of a model."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -32,6 +32,9 @@ class Inbox(Protocol):
 
     def close(self) -> None:
         """Close every source; what has been queued can still be polled."""
+
+    def problems(self) -> Mapping[str, str | None]:
+        """Return, by serial device, why it delivers nothing; None for those that do."""
 
 
 OpenSources = Callable[[Config, Clock, Tee], Inbox]
@@ -74,7 +77,8 @@ class RecordSummary:
     """What became of a recording.
 
     `bad`: what could not be read, by reason. `dropped`: samples that a full queue let go before they were recorded (in
-    raw, their bytes were recorded all the same). `interruptions`: times that a connection broke.
+    raw, their bytes were recorded all the same). `interruptions`: times that a connection broke. `problems`: by device,
+    why a serial port delivered nothing at the end.
     """
 
     elapsed_s: float
@@ -82,6 +86,7 @@ class RecordSummary:
     dropped: int
     interruptions: int
     status: RecorderStatus
+    problems: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -92,6 +97,7 @@ class RecordSummary:
             "bad_frames": {reason.value: n for reason, n in sorted(self.bad.items())},
             "dropped": self.dropped,
             "interruptions": self.interruptions,
+            "problems": dict(self.problems),
         }
 
 
@@ -138,6 +144,7 @@ def record(
         try:
             inbox.start()
             loop.run(stopping)
+            loop.note_problems()
         finally:
             inbox.close()
         loop.drain()
@@ -166,6 +173,7 @@ class _Recording:
         self._told_samples = 0
         self._bad: Counter[Loss] = Counter()
         self._dropped = self._interruptions = 0
+        self._problems: Mapping[str, str | None] = {}
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Turn until it is over."""
@@ -181,10 +189,16 @@ class _Recording:
         while self._recorder.status().active and (decoded := self._inbox.poll(0)) is not None:
             self._take(decoded)
 
+    def note_problems(self) -> None:
+        """Ask the sources how they are, before they are closed."""
+        self._problems = self._inbox.problems()
+
     def summary(self) -> RecordSummary:
         """Return what became of it."""
         elapsed_s = (self._clock.monotonic_ns() - self._start_ns) / 1e9
-        return RecordSummary(elapsed_s, self._bad, self._dropped, self._interruptions, self._recorder.status())
+        problems = {name: problem for name, problem in self._problems.items() if problem}
+        status = self._recorder.status()
+        return RecordSummary(elapsed_s, self._bad, self._dropped, self._interruptions, status, problems)
 
     def _take(self, decoded: Sequence[Decoded]) -> None:
         batches = [d for d in decoded if isinstance(d, SampleBatch)]

@@ -43,6 +43,9 @@ def record(
         str | None, typer.Option("--format", help="What --port speaks: csv, json, witmotion or har1.")
     ] = None,
     baud: Annotated[int | None, typer.Option(help="Speed of --port.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Unit of the time that lines of csv on --port begin with: s, ms or us.")
+    ] = None,
     rate_hz: Annotated[float | None, typer.Option(help="Samples a second on --port, if it sends no time.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -64,10 +67,10 @@ def record(
     settings = RecordSettings(out, raw, gzip, duration, rotate_mb, budget_mb, label or None)
     flags: dict[str, object] = {}
     if port is not None:
-        named = {"port": port, "format": fmt, "baud": baud, "rate_hz": rate_hz}
+        named = {"port": port, "format": fmt, "baud": baud, "time": time, "rate_hz": rate_hz}
         flags = {f"serial.{device}.{key}": value for key, value in named.items()}
-    elif fmt or baud or rate_hz:
-        raise typer.BadParameter("--format, --baud and --rate-hz describe --port, which is missing")
+    elif fmt or baud or time or rate_hz:
+        raise typer.BadParameter("--format, --baud, --time and --rate-hz describe --port, which is missing")
     loaded = load_config(config, flags)
     with Stopping() as stopping:
         if not quiet:
@@ -112,6 +115,8 @@ def _summary(summary: "RecordSummary") -> str:
 
 def _finish(summary: "RecordSummary") -> None:
     s = summary.status
+    for name, problem in summary.problems.items():
+        say(f"har-agent: nothing comes from {name}: {problem}")
     if s.problem:
         say(f"har-agent: {s.problem}")
     if s.ended == "problem":

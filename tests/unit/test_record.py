@@ -41,6 +41,9 @@ class FakeInbox:
     def close(self) -> None:
         self.closed = True
 
+    def problems(self) -> dict[str, str | None]:
+        return {"waist-07": None, "wrist": "another program has it open"}
+
 
 @pytest.fixture
 def clock() -> FakeClock:
@@ -67,6 +70,7 @@ def test_everything_that_came_is_recorded_and_counted(tmp_path: Path, clock: Fak
     assert summary.status.samples == 200
     assert summary.bad == {Loss.CHECKSUM: 4}
     assert (summary.dropped, summary.interruptions) == (7, 1)
+    assert summary.problems == {"wrist": "another program has it open"}
     assert summary.as_dict()["bad_frames"] == {"bad_checksum": 4}
     assert [round(p.rate_hz) for p in told[:3]] == [50, 50, 50]
     assert told[0].status.samples == 50
