@@ -18,6 +18,7 @@ probes, the next one each time, in case only one is at fault. Once a probe is ta
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -242,8 +243,10 @@ class Delivery:
             self._session = state.session
             self._due_ns = dict.fromkeys(self._states, now_ns)
         if state.window:
-            # A quarter of what is under way at a time is kept free for live messages.
-            self._history_room = max(1, min(self._inflight, state.window) * 3 // 4)
+            # A quarter of what is under way at a time is kept free for live messages; but where turns are as seldom as
+            # one sensor needs them, history must find room for half a second at a time, or it falls behind its rate.
+            room = max(state.window, math.ceil(self._history_hz / 2))
+            self._history_room = max(1, min(self._inflight, room) * 3 // 4)
         self._connected = state.connected
         return now_ns
 

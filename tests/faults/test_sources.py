@@ -164,7 +164,7 @@ def floods(rig: Rig) -> None:
     rig.told(agent, "source_unusable", "Hz")
     degraded = listener.state("har/wild/availability")
     rss, cpu_s, began = agent.rss_mib(), agent.cpu_s(), time.monotonic()
-    more_of(listener, "steady", n=rig.many(12, 120))
+    more_of(listener, "steady", n=rig.many(12, 60))
     cores = (agent.cpu_s() - cpu_s) / (time.monotonic() - began)
     grown = agent.rss_mib() - rss
     wild.close()
