@@ -31,7 +31,7 @@ import psutil
 
 from agent.adapters.board import Board
 from agent.adapters.clock import SystemClock
-from agent.adapters.mqtt import sentences
+from agent.adapters.mqtt import credential, sentences
 from agent.adapters.power import Vcgencmd, open_power_meter
 from agent.adapters.prometheus import HOST
 from agent.adapters.slot_store import FolderSlotStore
@@ -329,7 +329,7 @@ def _broker_files(area: str, broker: BrokerSettings, clock: Clock) -> Iterator[F
         named = getattr(broker, setting)
         if not named:
             continue
-        path = _credential(named)
+        path = credential(named, credentials_dir())
         try:
             path.read_bytes()
             open_to_all = setting in ("password_file", "key_file") and path.stat().st_mode & stat.S_IROTH
@@ -391,14 +391,6 @@ def _tried(setting: str, path: Path, use: Callable[[ssl.SSLContext], None]) -> s
     except (OSError, ValueError) as e:
         return sentences.unreadable(setting, path, e)
     return None
-
-
-def _credential(name: str) -> Path:
-    """Where a file of the configuration is, as the link looks for it."""
-    folder = credentials_dir()
-    if folder is not None and "/" not in name and (folder / name).exists():
-        return folder / name
-    return Path(name)
 
 
 def _pem_certificates(path: Path) -> list[bytes]:

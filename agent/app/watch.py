@@ -1,13 +1,12 @@
 """Watch: what agents publish, from the outside, as any subscriber gets it."""
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Self
 
 from agent.adapters.clock import SystemClock
 from agent.adapters.mqtt import Subscriber
+from agent.app.compose import credentials_dir
 from agent.config import Config
 from agent.core.fleet import AGENT_MESSAGES, DEVICE_MESSAGES, Agent, Device, Fleet
 from agent.core.settings import BrokerSettings
@@ -31,14 +30,13 @@ class Watch:
         """
         self._clock = clock or SystemClock()
         self.fleet = Fleet(config.mqtt.root)
-        folder = os.environ.get("CREDENTIALS_DIRECTORY")
         self._subscribers = [
             Subscriber(
                 broker,
                 config.mqtt,
                 filters(config.mqtt.root, devices),
                 self._clock,
-                credentials=Path(folder) if folder else None,
+                credentials=credentials_dir(),
             )
             for broker in _brokers(config, brokers)
         ]

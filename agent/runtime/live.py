@@ -563,7 +563,6 @@ class Live:
 
     def _tell_health(self, now_ns: int) -> None:
         p = self._p
-        p.health.changed(now_ns)
         before = [reason["code"] for reason in self._told["reasons"]] if self._told else []
         wall_ns, synced = p.clock.wall_ns(), p.clock.synced()
         self._told = p.health.message(self._facts.agent, now_ns, wall_ns, clock_synced=synced)

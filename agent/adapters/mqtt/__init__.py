@@ -2,7 +2,7 @@
 
 from agent.adapters.mqtt.connection import CLOSE_S, Connection
 from agent.adapters.mqtt.link import MqttLink
-from agent.adapters.mqtt.session import Message
+from agent.adapters.mqtt.session import Message, credential
 from agent.adapters.mqtt.source import MqttSource
 from agent.adapters.mqtt.subscriber import Subscriber
 
@@ -13,4 +13,5 @@ __all__ = [
     "MqttLink",
     "MqttSource",
     "Subscriber",
+    "credential",
 ]

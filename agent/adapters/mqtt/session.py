@@ -385,11 +385,7 @@ class Session:
         return context
 
     def _path(self, name: str) -> Path:
-        if self._client.credentials is not None and name and "/" not in name:
-            credential = self._client.credentials / name
-            if credential.exists():
-                return credential
-        return Path(name)
+        return credential(name, self._client.credentials)
 
     def _loop(self, until: Callable[[], bool], deadline: float) -> None:
         """Run paho until the session has ended, `until` is true, or `deadline` has passed."""
@@ -517,6 +513,13 @@ class Session:
                 self._client.failed(f"taking a message of {subscription.topic_filter}", error)
 
         return on_message
+
+
+def credential(name: str, folder: Path | None) -> Path:
+    """Return where a configured file is: a bare name is looked for in `folder` first, where systemd puts secrets."""
+    if folder is not None and name and "/" not in name and (folder / name).exists():
+        return folder / name
+    return Path(name)
 
 
 class _Context(ssl.SSLContext):
