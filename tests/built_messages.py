@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fakes import FakeClock, even_times, signal
 
+from agent.core.coverage import Coverage, Covered
 from agent.core.health import Health, HealthCode
 from agent.core.histogram import Histogram
 from agent.core.messages import StatusMessage
@@ -116,7 +117,14 @@ def _health() -> list[bytes]:
     health.set(HealthCode.SOURCE_SILENT, 'waist is "silent"', S)
     out.append(health.message(AGENT, 2 * S, 0, clock_synced=True))
     health.set(HealthCode.MODEL_FAILING, "the model fails", S)
-    out.append(health.message(AGENT, 2 * S, 0, clock_synced=True))
+    message = health.message(AGENT, 2 * S, 0, clock_synced=True)
+    message["boot"], message["windows"] = "b00t", 412
+    coverage = Coverage([Covered("waist", S, "0.1.0", exact=False), Covered("wrist", S, "0.1.0", exact=False)])
+    coverage.window("waist", 5 * S, 2_560_000_000)
+    gap = coverage.gap()
+    assert gap is not None
+    message["coverage_gap"] = gap
+    out.append(message)
     return [encode(message) for message in out]
 
 
@@ -128,6 +136,7 @@ def _status() -> list[StatusMessage]:
             "state": "online",
             "agent": AGENT,
             "version": "0.2.0",
+            "release": "0.2.0+1a2b3c4d",
             "model": "har-base@3f9c1a7e",
             "labels": list(LABELS),
             "boot": "b00t",

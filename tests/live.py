@@ -179,7 +179,16 @@ class Sensor:
 class Listener:
     """A subscriber with a persistent session that counts every prediction by its id."""
 
-    def __init__(self, port: int, client_id: str = "listener", root: str = "har") -> None:
+    def __init__(
+        self,
+        port: int,
+        client_id: str = "listener",
+        root: str = "har",
+        host: str = "127.0.0.1",
+        tls: tuple[Path, Path, Path] | None = None,
+        also: str = "",
+    ) -> None:
+        """`tls`: the authority's certificate, and the listener's own with its key. `also`: another topic filter."""
         self.seen: Counter[str] = Counter()
         self.predictions: dict[str, dict[str, Any]] = {}
         self.retained: dict[str, Any] = {}
@@ -193,10 +202,14 @@ class Listener:
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
         self._client.reconnect_delay_set(1, 1)
+        if tls:
+            authority, certificate, key = map(str, tls)
+            self._client.tls_set(authority, certificate, key)
         self._root = root
+        self._also = also
         session = Properties(PacketTypes.CONNECT)
         session.SessionExpiryInterval = 3600
-        self._client.connect_async("127.0.0.1", port, 10, clean_start=False, properties=session)
+        self._client.connect_async(host, port, 10, clean_start=False, properties=session)
         self._client.loop_start()
 
     def close(self) -> None:
@@ -249,6 +262,8 @@ class Listener:
     def _on_connect(self, client: paho.Client, *_: Any) -> None:
         self.connects += 1
         client.subscribe(f"{self._root}/#", 1)
+        if self._also:
+            client.subscribe(self._also, 1)
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         try:

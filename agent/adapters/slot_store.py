@@ -11,8 +11,8 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from agent.core.slots import Slot, SlotState, dump, parse
@@ -24,11 +24,19 @@ _STATE_CAP = 64 << 10
 class FolderSlotStore:
     """`ports.SlotStore` on a file system."""
 
-    def __init__(self, state_dir: Path, patience_s: float = 0.0) -> None:
-        """`patience_s`: how long to wait for another process that changes something, before giving up."""
+    def __init__(
+        self,
+        state_dir: Path,
+        patience_s: float = 0.0,
+        acting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`patience_s`: how long to wait for another process that changes something, before giving up.
+
+        `acting`: is entered for every change, such as by root, to act as the agent's own user.
+        """
         self._root = state_dir / "models"
-        self._state_dir = state_dir
         self._patience_s = patience_s
+        self._acting = acting
 
     def load(self) -> tuple[SlotState, str | None]:
         """See `ports.SlotStore.load`."""
@@ -44,18 +52,17 @@ class FolderSlotStore:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """See `ports.SlotStore.locked`."""
-        with self._errors("prepared"):
-            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
-            # For reading: it may have been made by root, and flock does not need more.
-            fd = os.open(self._root / ".lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            with self._errors("locked"):
-                self._give_away(self._root)
-                self._give_away(self._root / ".lock")
-                self._lock(fd)
-            yield
-        finally:
-            os.close(fd)
+        with self._acting():
+            with self._errors("prepared"):
+                self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+                # For reading: flock does not need more.
+                fd = os.open(self._root / ".lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                with self._errors("locked"):
+                    self._lock(fd)
+                yield
+            finally:
+                os.close(fd)
 
     def save(self, state: SlotState) -> None:
         """See `ports.SlotStore.save`."""
@@ -73,7 +80,6 @@ class FolderSlotStore:
         with self._errors("written"):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o755)
-            self._give_away(folder)
             for name, data in files.items():
                 self._write(folder / name, data)
             _sync(folder)
@@ -122,13 +128,6 @@ class FolderSlotStore:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        self._give_away(path)
-
-    def _give_away(self, path: Path) -> None:
-        """What root makes belongs to whom the state directory belongs to: the agent must be able to change it."""
-        if os.geteuid() == 0:
-            owner = self._state_dir.stat()
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

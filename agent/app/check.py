@@ -160,6 +160,7 @@ def check_board(config: Config | None, places: Places = _PLACES, clock: Clock | 
     """Look at everything that needs no connection; only at the board and the system without a configuration."""
     clock = clock or SystemClock()
     if config is not None:
+        yield from check_user(config)
         running = running_agent(config, places, clock)
         yield _agent(running)
         yield from check_serial(config, places)
@@ -334,9 +335,10 @@ def _broker_files(area: str, broker: BrokerSettings, clock: Clock) -> Iterator[F
             path.read_bytes()
             open_to_all = setting in ("password_file", "key_file") and path.stat().st_mode & stat.S_IROTH
         except OSError as e:
-            if "/" not in named and credentials_dir() is None:
-                text = f"{setting} {named} is not in this folder: systemd may bring it when it starts the agent"
-                fix = f"see that the unit has LoadCredential={named}:…, or give a whole path"
+            if "/" not in named and not os.environ.get("CREDENTIALS_DIRECTORY"):
+                where = "may not be read by this user" if isinstance(e, PermissionError) else "is not here"
+                text = f"{setting} {path} {where}: systemd may bring it when it starts the agent"
+                fix = f"run this as root; or see that the unit has LoadCredential={named}:…, or give a whole path"
                 yield Finding(area, WARNING, text, fix)
             else:
                 fix = f"let {_user()} read it" if isinstance(e, PermissionError) else "make it, or correct its path"
@@ -363,16 +365,21 @@ def _certificates(area: str, broker: BrokerSettings, readable: Mapping[str, Path
             return
     for setting in ("ca_file", "cert_file"):
         path = readable.get(setting)
-        ends = [end for end in map(_valid_until, _pem_certificates(path) if path else ()) if end is not None]
-        if not ends:
+        found = [span for span in map(_validity, _pem_certificates(path) if path else ()) if span is not None]
+        if not found:
             continue
-        # Of a client's chain the first is its own; of CAs, any may be the one that counts.
-        end = ends[0] if setting == "cert_file" else max(ends)
-        days = (end.timestamp() - clock.wall_ns() / 1e9) / 86_400
-        if days < 0:
-            fix = "renew it, or set this board's clock if that is wrong"
+        # Of a client's chain the first is its own; of CAs, any may be the one that counts: the best is looked at.
+        now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
+        valid = [span for span in found if span[0] <= now] or found
+        begin, end = found[0] if setting == "cert_file" else max(valid, key=lambda span: span[1])
+        clock_says = f"this board's clock, which says {now:%Y-%m-%d %H:%M} UTC"
+        if now < begin:
+            text = f"{setting} {path} is not valid before {begin:%Y-%m-%d %H:%M} UTC"
+            yield Finding(area, ERROR, text, f"set {clock_says}; or wait, or make it anew, if that is right")
+        elif end < now:
+            fix = f"renew it; or set {clock_says}, if that is wrong"
             yield Finding(area, ERROR, f"{setting} {path} has expired on {end:%Y-%m-%d}", fix)
-        elif days < _EXPIRES_SOON_DAYS:
+        elif (end - now).days < _EXPIRES_SOON_DAYS:
             yield Finding(area, WARNING, f"{setting} {path} expires on {end:%Y-%m-%d}", "renew it before that")
     certificate, key = readable.get("cert_file"), readable.get("key_file")
     if certificate is None or (broker.key_file and key is None):
@@ -402,19 +409,28 @@ def _pem_certificates(path: Path) -> list[bytes]:
         return []
 
 
-def _valid_until(der: bytes) -> datetime | None:
-    """The end of a certificate's validity; None if it cannot be read. Layout: RFC 5280, section 4.1."""
+def _validity(der: bytes) -> tuple[datetime, datetime] | None:
+    """When a certificate's validity begins and ends; None if it cannot be read. Layout: RFC 5280, section 4.1."""
     try:
         inside = _der(_der(der)[0][1])[0][1]
         parts = [part for part in _der(inside) if part[0] != 0xA0]  # less the version, which may be left out
-        tag, end = _der(parts[3][1])[1]
-        year = 4 if tag == 0x18 else 2
-        text = end.decode("ascii")
-        short = int(text[:year])
-        whole = short if year == 4 else short + (1900 if short >= 50 else 2000)
-        return datetime.strptime(f"{whole}{text[year:]}", "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+        begin, end = (_der_time(tag, value) for tag, value in _der(parts[3][1])[:2])
     except (ValueError, IndexError):
         return None
+    return begin, end
+
+
+def _der_time(tag: int, value: bytes) -> datetime:
+    """A UTCTime, whose years have two digits, or a GeneralizedTime. RFC 5280, section 4.1.2.5.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    year = 4 if tag == 0x18 else 2
+    text = value.decode("ascii")
+    short = int(text[:year])
+    whole = short if year == 4 else short + (1900 if short >= 50 else 2000)
+    return datetime.strptime(f"{whole}{text[year:]}", "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _der(data: bytes) -> list[tuple[int, bytes]]:
@@ -475,6 +491,15 @@ def check_model(config: Config) -> Iterator[Finding]:
         yield Finding(area, WARNING if unsigned else OK, text, fix)
 
 
+def check_user(config: Config) -> Iterator[Finding]:
+    """Say that somebody else's agent is looked at: what this user may not do, that one may."""
+    folder = state_dir(config)
+    owner = _other_owner(folder) if os.geteuid() and folder.is_dir() else None
+    if owner is not None:
+        text = f"{folder} belongs to {owner}: what follows is what {_user()} may do, not what the agent may"
+        yield Finding("user", WARNING, text, "sudo har-agent check")
+
+
 def check_state_dir(config: Config, places: Places = _PLACES) -> Iterator[Finding]:
     """Look at the state directory: whether it can be written, outlives a restart, and has room for the outbox."""
     folder, area = state_dir(config), "state_dir"
@@ -492,10 +517,8 @@ def check_state_dir(config: Config, places: Places = _PLACES) -> Iterator[Findin
         yield Finding(area, ERROR, text, f"mount it writable, or set another agent.state_dir: see dmesg for {there}")
         return
     if not os.access(there, os.W_OK | os.X_OK):
-        owner = _other_owner(there) if there == folder else None
-        if owner is not None:
-            text = f"{folder} belongs to {owner}, and may not be written by {_user()}"
-            yield Finding(area, WARNING, text, f"if the agent runs as {owner}: sudo -u {owner} har-agent check")
+        if there == folder and _other_owner(there) is not None:
+            yield Finding(area, WARNING, f"{folder} may not be written by {_user()}")
             return
         what = "may not be written" if there == folder else f"does not exist, and cannot be made in {there},"
         text = f"{folder} {what} by {_user()}: predictions are lost with the end of the agent"

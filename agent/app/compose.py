@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 from agent.adapters.bundle import find_bundle, load_bundle, read_golden
 from agent.config import Config, load
 from agent.core.manifest import Manifest
-from agent.errors import ConfigError
+from agent.core.settings import BrokerSettings
+from agent.errors import ConfigError, UsageError
 from agent.pipeline import Pipeline
 from agent.ports import Model
 
 if TYPE_CHECKING:
     from agent.adapters.onnx_model import OrtModel
+
+
+CREDENTIALS = Path("/etc/har-agent/credentials")
+"""Where the files are kept that the unit loads as credentials, readable by root alone."""
 
 
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
@@ -84,7 +89,24 @@ def agent_name(config: Config) -> str:
     return config.agent.name or os.uname().nodename or "har-agent"
 
 
+def broker_named(config: Config, name: str) -> BrokerSettings:
+    """Return the broker that `--broker` means: one that is configured, or an address.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        return config.broker.get(name) or BrokerSettings(url=name)
+    except ValueError as e:
+        raise UsageError(f"--broker: {e}, or the name of a [broker.NAME]") from e
+
+
 def credentials_dir() -> Path | None:
-    """Return where systemd has put the credentials of this service, if it has."""
+    """Return where the credentials of this service are, None if nothing is said of any.
+
+    For the service, where systemd has put them; for a command by hand, where systemd takes them from, if that is there.
+    """
     named = os.environ.get("CREDENTIALS_DIRECTORY")
-    return Path(named) if named else None
+    if named:
+        return Path(named)
+    return CREDENTIALS if os.path.isdir(CREDENTIALS) else None  # noqa: PTH112  as Path, it raises where none may look

@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from agent.adapters.bundle import (
     read_golden,
 )
 from agent.adapters.clock import SystemClock
+from agent.adapters.owner import as_owner_of
 from agent.adapters.signature import SYSTEM_TRUST, TrustStore
 from agent.adapters.slot_store import FolderSlotStore
 from agent.app.compose import open_model, state_dir
@@ -70,7 +72,8 @@ def build_slots(config: Config, clock: Clock, patience_s: float = 0.0) -> ModelS
 
     `patience_s`: how long they may wait for another process that changes them.
     """
-    store = FolderSlotStore(state_dir(config), patience_s)
+    state = state_dir(config)
+    store = FolderSlotStore(state, patience_s, partial(as_owner_of, state))
     return ModelSlots(store, BundleLoader(trust_store(config)), clock, config.model)
 
 
@@ -110,7 +113,9 @@ def verify(name: str, config: Config) -> dict[str, Any]:
     return facts if signed_by else {**facts, "unsigned": unsigned}
 
 
-def install(source: str, config: Config, *, allow_unsigned: bool) -> dict[str, Any]:
+def install(
+    source: str, config: Config, *, allow_unsigned: bool = False, allow_downgrade: bool = False
+) -> dict[str, Any]:
     """Install a bundle into the free slot and tell a running agent.
 
     Raises:
@@ -118,7 +123,7 @@ def install(source: str, config: Config, *, allow_unsigned: bool) -> dict[str, A
         OutputError: the state directory cannot be written.
     """
     slots = build_slots(config, SystemClock(), _PATIENCE_S)
-    done = slots.install(source, allow_unsigned=allow_unsigned or None)
+    done = slots.install(source, allow_unsigned=allow_unsigned or None, allow_downgrade=allow_downgrade)
     return {**done._asdict(), "agent": tell_agent(config) if done.changed else "nothing to tell"}
 
 
@@ -158,14 +163,16 @@ def trust(path: str, config: Config) -> str:
     except OSError as e:
         raise SourceUnavailable(f"{path} cannot be read: {e.strerror or e}") from e
     try:
-        return trust_store(config).add(pem)
+        with as_owner_of(state_dir(config)):
+            return trust_store(config).add(pem)
     except UsageError as e:
         raise InputError(f"{path}: {e}") from e
 
 
 def distrust(fingerprint: str, config: Config) -> str:
     """Trust a key no longer; return its whole fingerprint. See `TrustStore.remove`."""
-    return trust_store(config).remove(fingerprint)
+    with as_owner_of(state_dir(config)):
+        return trust_store(config).remove(fingerprint)
 
 
 def tell_agent(config: Config) -> str:
@@ -179,9 +186,12 @@ def tell_agent(config: Config) -> str:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                pid = int(lock.read(32))
+                pid, owner = int(lock.read(32)), os.fstat(lock.fileno()).st_uid
             else:
                 return "no agent is running here"
+        # Who may write there must not choose whom root sends a signal to.
+        if pid <= 1 or Path(f"/proc/{pid}").stat().st_uid != owner:
+            return f"the agent could not be told (process {pid} is none of user {owner}): {by_hand}"
         os.kill(pid, signal.SIGHUP)
     except FileNotFoundError:
         return "no agent is running here"

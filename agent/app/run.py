@@ -21,7 +21,9 @@ from agent.adapters.systemd import Notifier
 from agent.app.compose import agent_name, build_pipeline, credentials_dir, load_config, runtime_dir, state_dir
 from agent.app.models import build_slots
 from agent.app.sources import open_sources
+from agent.app.version import release, release_id
 from agent.config import Config
+from agent.core.coverage import Coverage, Covered, kept
 from agent.core.discovery import Discovery
 from agent.core.health import HealthCode
 from agent.core.wire import encode, topic_level
@@ -89,6 +91,7 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
         log.warning("unexpected", problem=problem)
 
     state = state_dir(config)
+    _complain_of_root(state, complain)
     recorder = Recorder(state / "recordings", CSV, clock)
     source = open_sources(config, clock, complain=complain)
     # Before the slots, which count every start of a bundle on trial: it has the lock that keeps a second agent out.
@@ -127,6 +130,8 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
     telemetry = Telemetry(clock, name, boot, config.telemetry.idle_watts)
     engine = Engine(source, pipeline, [publisher, recorder], clock, model, config.model.max_failures)
     report = _Report(folder / "status.json", log)
+    installed, boot_id, now_ns = release_id(release()), board.boot_id(), clock.monotonic_ns()
+    coverage = Coverage(_left(folder / "status.json", boot_id, now_ns), installed or agent.__version__, now_ns)
     parts = Parts(
         source=source,
         engine=engine,
@@ -150,6 +155,7 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
         clock=clock,
         log=log,
         random=random.random,
+        coverage=coverage,
     )
     facts = Facts(
         agent=name,
@@ -157,13 +163,14 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
         topic=topic,
         version=agent.__version__,
         board=board.model(),
-        boot_id=board.boot_id(),
+        boot_id=boot_id,
         sources=source.names,
         pid=os.getpid(),
         outbox_cap_bytes=int(config.outbox.max_mb * 1e6),
         telemetry_s=config.telemetry.interval_s,
         # The state directory is a card that wears.
         report_s=config.telemetry.interval_s if folder == state else REPORT_S,
+        release=installed,
     )
     live = Live(parts, facts)
     engine.add_sink(live)
@@ -284,8 +291,8 @@ def _handlers(live: Live, p: Parts, recorder: Recorder, configured: float | None
         return {"given_up": p.slots.rollback(reason), **p.slots.status()}
 
     def install_model(payload: bytes) -> dict[str, Any]:
-        # Whoever may publish must not be able to run a model of their own: the signature is not optional here.
-        return p.slots.install(payload, allow_unsigned=False)._asdict()
+        # Whoever may publish must not be able to run a model of their own, nor an old one that was signed once.
+        return p.slots.install(payload, allow_unsigned=False, allow_downgrade=False)._asdict()
 
     def record(payload: bytes) -> dict[str, Any]:
         seconds = float(arguments(payload, {"seconds": float}).get("seconds", 60.0))
@@ -325,6 +332,24 @@ def _memory(path: Path) -> tuple[list[str], Callable[[Sequence[str]], None]]:
     return names[:_MOST_REMEMBERED], keep
 
 
+def _complain_of_root(state: Path, complain: Callable[[str], None]) -> None:
+    """Say so where root runs the agent on the state directory of another user."""
+    with suppress(OSError):
+        owner = state.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            complain(f"root runs this agent, and {state} belongs to user {owner}, who cannot change what root makes")
+
+
+def _left(path: Path, boot_id: str | None, now_ns: int) -> list[Covered]:
+    """What the run before said that it had covered, if it was of this boot of the board."""
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    same = isinstance(said, dict) and boot_id is not None and said.get("boot_id") == boot_id
+    return kept(said.get("coverage"), now_ns) if same else []
+
+
 def _host(board: Board) -> Callable[[], HostFigures]:
     metrics = HostMetrics()
 
@@ -358,6 +383,8 @@ class _Report:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             new.write_bytes(encode(status) + b"\n")
+            # Whoever may log in may ask how it is, whatever the service's umask; there is no secret in it.
+            new.chmod(0o644)
             new.replace(self._path)
         except OSError as e:
             if not self._failed:

@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from agent.app.compose import runtime_dirs
 from agent.config import Config
 from agent.core.fleet import number, text
 from agent.core.health import HealthCode
+from agent.errors import UsageError
 from agent.ports import Clock
 
 FILE = "status.json"
@@ -36,7 +39,7 @@ REMEDIES: dict[str, str] = {
     HealthCode.MODEL_ROLLED_BACK: "har-agent models verify the bundle that failed before it is installed again",
     HealthCode.UNDER_VOLTAGE: "use a stronger supply, and a shorter cable to it",
     HealthCode.THROTTLED: "cool the board, or give it a stronger supply",
-    HealthCode.CLOCK_UNSYNCED: "set up NTP (systemd-timesyncd, chrony); only the time in messages depends on it",
+    HealthCode.CLOCK_UNSYNCED: "set up NTP; with another service than systemd-timesyncd, add drop-ins/clock.conf",
     HealthCode.RECORDER_FAILED: "free some space where recordings are kept",
     HealthCode.PROMETHEUS_AWAY: "choose a free telemetry.prometheus_port",
 }
@@ -44,11 +47,14 @@ REMEDIES: dict[str, str] = {
 
 
 class AgentStatus(NamedTuple):
-    """What is known of the agent on this board.
+    """What is known of an agent.
 
-    `state`: `ok`, `degraded` or `failing` as it says itself, `starting` before it does; `stale` if it should have said
-    more since, `stopped` if its process has gone, `absent` if it never said anything. `problem`: why none of the first
-    three, for people. `said`: what it wrote, as it stands there. `age_s`: since then; None where clocks do not tell.
+    `state`: `ok`, `degraded` or `failing` as it says itself, `starting` before it does; `other_release` if it is not
+    the release that was asked for. Of the agent on this board: `stale` if it should have said more since, `stopped` if
+    its process has gone, `absent` if it never said anything. Of one that a broker was asked for: `offline`, `absent` if
+    the broker retains nothing of it, `unreachable` if the broker could not be asked.
+    `problem`: why none of the first three, for people. `said`: what it wrote, as it stands there. `age_s`: since then;
+    None where clocks do not tell.
     """
 
     state: str
@@ -61,13 +67,39 @@ class AgentStatus(NamedTuple):
         """Whether it runs, and makes predictions."""
         return self.state in ("ok", "degraded")
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether it is ok, and not only since a source or the broker has not been away for long enough to tell."""
-        link, sources = self.said.get("link"), self.said.get("sources")
-        parts = [link, *(sources if isinstance(sources, list) else ())]
-        troubled = any(isinstance(p, dict) and (p.get("problem") or p.get("connected") is False) for p in parts)
-        return self.state == "ok" and not troubled
+    def lacks(self, tolerated: frozenset[str] = frozenset()) -> list[str]:
+        """Return why it is not healthy, for people; nothing if it is.
+
+        Healthy: it is ok, it has predicted a window in this run, and no source and no broker is away, not even for a
+        time too short to be told. `tolerated`: codes of reasons that do not count; without a source (`no_source`),
+        no window is expected either.
+        """
+        if self.state not in ("ok", "degraded", "failing"):
+            return [self.problem or f"it is {self.state}"]
+        told = {reason["code"] for reason in self.reasons}
+        lacking = [f"{r['code']}: {r['text']}" for r in self.reasons if r["code"] not in tolerated]
+        if self.state != "ok" and not told:
+            lacking.append(f"it is {self.state}, and does not say why")
+        # What has just begun is not told as a reason yet.
+        link = self.said.get("link")
+        if isinstance(link, dict):
+            away = HealthCode.BROKER_AWAY if link.get("connected") is False else HealthCode.BROKER_UNSTEADY
+            if (link.get("connected") is False or link.get("problem")) and away not in tolerated | told:
+                lacking.append(f"broker: {text(link.get('problem'), _LONGEST) or 'not connected yet'}")
+        forgiven = HealthCode.SOURCE_AWAY in tolerated or HealthCode.SOURCE_UNUSABLE in tolerated & told
+        sources = self.said.get("sources")
+        for source in sources if isinstance(sources, list) and not forgiven else ():
+            if isinstance(source, dict) and source.get("problem"):
+                name = text(source.get("name"), _LONGEST) or "a source"
+                lacking.append(f"{name}: {text(source['problem'], _LONGEST) or 'it has a problem'}")
+        windows = number(self.said.get("windows"))
+        if not windows and HealthCode.NO_SOURCE not in tolerated:
+            lacking.append(
+                "it does not say whether it has predicted a window"
+                if windows is None
+                else "no window was predicted in this run yet"
+            )
+        return lacking
 
     @property
     def reasons(self) -> list[dict[str, Any]]:
@@ -85,9 +117,17 @@ class AgentStatus(NamedTuple):
             if isinstance(r, dict)
         ]
 
-    def as_dict(self) -> dict[str, Any]:
+    def of_release(self, release: str | None) -> "AgentStatus":
+        """Return it, or where it runs another release than this one, a status that says so; None: any will do."""
+        runs = text(self.said.get("release"), _LONGEST)
+        if release is None or self.state not in ("ok", "degraded", "failing", "starting") or runs == release:
+            return self
+        return self._replace(state="other_release", problem=f"it runs {runs or 'no release'}, and not {release}")
+
+    def as_dict(self, tolerated: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return plain values, for JSON: what it wrote, and beside it what is to be thought of that."""
         age_s = None if self.age_s is None else round(self.age_s, 3)
+        lacking = self.lacks(tolerated)
         return {
             **self.said,
             "v": 1,
@@ -95,7 +135,24 @@ class AgentStatus(NamedTuple):
             "problem": self.problem,
             "age_s": age_s,
             "reasons": self.reasons,
+            "healthy": not lacking,
+            "lacks": lacking,
         }
+
+
+def codes(named: Sequence[str]) -> frozenset[str]:
+    """Return codes of health as they were named on a command line.
+
+    Raises:
+        UsageError: there is no such code.
+    """
+    known_codes = [code.value for code in HealthCode]
+    for name in named:
+        if name not in known_codes:
+            close = get_close_matches(name, known_codes, 1)
+            known = f"did you mean {close[0]}?" if close else f"there are {', '.join(known_codes)}"
+            raise UsageError(f"--tolerate: health has no reason {name!r}; {known}")
+    return frozenset(named)
 
 
 def read_status(config: Config, clock: Clock | None = None) -> AgentStatus:
@@ -121,11 +178,13 @@ def read_status(config: Config, clock: Clock | None = None) -> AgentStatus:
     )
 
 
-def wait_healthy(config: Config, seconds: float, clock: Clock | None = None) -> AgentStatus:
-    """Return the status once it is healthy, or as it is after `seconds`."""
+def wait_healthy(
+    look: Callable[[], AgentStatus], seconds: float, tolerated: frozenset[str] = frozenset(), clock: Clock | None = None
+) -> AgentStatus:
+    """Return what `look` gives once that is healthy, or as it is after `seconds`. See `AgentStatus.lacks`."""
     clock = clock or SystemClock()
     deadline_ns = clock.monotonic_ns() + round(seconds * 1e9)
-    while not (status := read_status(config, clock)).is_healthy:
+    while (status := look()).lacks(tolerated):
         left_s = (deadline_ns - clock.monotonic_ns()) / 1e9
         if left_s <= 0:
             break
@@ -164,8 +223,13 @@ def _age_s(said: dict[str, Any], clock: Clock) -> float | None:
         age_ns = clock.monotonic_ns() - ns
         # Later than now: the board has been started since.
         return age_ns / 1e9 if age_ns >= 0 else float(10**9)
+    return wall_age_s(said.get("updated"), clock)
+
+
+def wall_age_s(time: Any, clock: Clock) -> float | None:
+    """Return the seconds since a time as ISO 8601, by the wall clock; None where it is none, or is still to come."""
     try:
-        then = datetime.fromisoformat(str(said.get("updated")))
+        then = datetime.fromisoformat(str(time))
         age_s = clock.wall_ns() / 1e9 - then.replace(tzinfo=then.tzinfo or UTC).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -6,12 +6,11 @@ from typing import Self
 
 from agent.adapters.clock import SystemClock
 from agent.adapters.mqtt import Subscriber
-from agent.app.compose import credentials_dir
+from agent.app.compose import broker_named, credentials_dir
 from agent.config import Config
 from agent.core.fleet import AGENT_MESSAGES, DEVICE_MESSAGES, Agent, Device, Fleet
 from agent.core.settings import BrokerSettings
 from agent.core.wire import topic_level
-from agent.errors import UsageError
 from agent.ports import Clock
 
 _SHORTEST_S = 0.02
@@ -109,9 +108,4 @@ def filters(root: str, devices: Sequence[str]) -> list[str]:
 
 
 def _brokers(config: Config, named: Sequence[str]) -> list[BrokerSettings]:
-    if not named:
-        return [next(iter(config.broker.values()))]
-    try:
-        return [config.broker.get(name) or BrokerSettings(url=name) for name in named]
-    except ValueError as e:
-        raise UsageError(f"--broker: {e}, or the name of a [broker.NAME]") from e
+    return [broker_named(config, name) for name in named] or [next(iter(config.broker.values()))]

@@ -43,6 +43,8 @@ def main() -> None:
     """Run `har-agent`; every `AgentError` ends it with one sentence and its exit status."""
     # Start-up makes objects that stay; looking for garbage among them every 700 objects costs a twentieth of it.
     gc.set_threshold(50_000, 20, 20)
+    # ONNX Runtime's wheels report to their maker since 1.29, and keep what they cannot send on the disk.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     named = sys.argv[1:2]
     app = build(named if named and named[0] in COMMANDS else COMMANDS)
     for stream in (sys.stdout, sys.stderr):

@@ -55,6 +55,14 @@ def install(
     allow_unsigned: Annotated[
         bool, typer.Option("--allow-unsigned", help="Take it without the signature of a trusted key.")
     ] = False,
+    allow_downgrade: Annotated[
+        bool,
+        typer.Option(
+            "--allow-downgrade",
+            help="Take it over a higher version of the same bundle, or one that cannot be compared. `har-agent models "
+            "rollback` needs no such option.",
+        ),
+    ] = False,
     config: ConfigOption = None,
     as_json: Json = False,
 ) -> None:
@@ -65,13 +73,15 @@ def install(
     from agent.app.compose import load_config
     from agent.app.models import install as put
 
-    done = put(bundle, load_config(config, {}), allow_unsigned=allow_unsigned)
+    done = put(bundle, load_config(config, {}), allow_unsigned=allow_unsigned, allow_downgrade=allow_downgrade)
     if not done["signed_by"]:
         say(f"har-agent: {done['model']} has no signature of a trusted key")
     if as_json:
         out(json.dumps(done))
     elif not done["changed"]:
         out(f"{done['model']} is in service already")
+    elif done["slot"] is None:
+        out(f"{done['model']} stays in service, and what waited to be tried is withdrawn; {done['agent']}")
     else:
         out(f"{done['model']} is in slot {done['slot']} and will be tried on live windows; {done['agent']}")
 

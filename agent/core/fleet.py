@@ -102,6 +102,7 @@ class Agent:
     health: str | None = None
     reasons: tuple[tuple[str, str], ...] = ()
     version: str | None = None
+    release: str | None = None
     board: str | None = None
     model: str | None = None
     watts: float | None = None
@@ -121,7 +122,7 @@ class Agent:
     def as_dict(self, now_ns: int) -> dict[str, Any]:
         """Return plain values, for JSON."""
         age_s = self.age_s(now_ns)
-        names = ("state", "health", "version", "board", "model", "watts", "power_source", "power_error_pct")
+        names = ("state", "health", "version", "release", "board", "model", "watts", "power_source", "power_error_pct")
         more = ("temperature_c", "throttled", "streams", "windows_per_s", "outbox_depth")
         return {
             "kind": "agent",
@@ -252,7 +253,7 @@ class Fleet:
             agent.seen_ns = t_ns
         if kind == "status":
             agent.state = state
-            for key in ("version", "board", "model"):
+            for key in ("version", "release", "board", "model"):
                 setattr(agent, key, text(said.get(key), _LONGEST_NAME) or getattr(agent, key))
         elif kind == "health":
             agent.health, agent.reasons = state, _reasons(said.get("reasons"))

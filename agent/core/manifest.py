@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ SCHEMA = 1
 REQUIRED_FILES = ("encoder.onnx", "classifier.onnx", "decoder.onnx", "golden.npz", "CARD.md")
 SIZE_CAPS = {".onnx": 8 << 20, ".npz": 4 << 20, ".md": 256 << 10}
 """Largest size that is read, per suffix: far above any bundle for a board, far below what exhausts one."""
+
+
+_NUMERIC = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 class Input(NamedTuple):
@@ -100,6 +104,19 @@ def dump(manifest: Manifest) -> bytes:
         "std": [float(x) for x in manifest.normalisation.std],
     }
     return (json.dumps(raw, indent=2) + "\n").encode()
+
+
+def is_lower(version: str, than: str) -> bool | None:
+    """Return whether a version is lower than another, number by number: 0.9 < 0.10, and 1.0 is 1.0.0.
+
+    None where one is anything but numbers with dots between them, such as a name or a release candidate: those have
+    no order that everybody agrees on.
+    """
+    if not (_NUMERIC.fullmatch(version) and _NUMERIC.fullmatch(than)):
+        return None
+    one, other = (tuple(map(int, v.split("."))) for v in (version, than))
+    longest = max(len(one), len(other))
+    return one + (0,) * (longest - len(one)) < other + (0,) * (longest - len(other))
 
 
 def sha256(data: bytes) -> str:

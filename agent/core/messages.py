@@ -84,6 +84,7 @@ class StatusMessage(TypedDict):
     state: Annotated[Literal["online", "offline"], "whether the agent is connected to this broker"]
     agent: NotRequired[Agent]
     version: NotRequired[Annotated[str, "of har-edge-agent"]]
+    release: NotRequired[Annotated[str, "id of the release that is installed, `0.2.0+1a2b3c4d`; absent without one"]]
     model: NotRequired[Annotated[str, "name and digest of the bundle that runs"]]
     labels: NotRequired[Annotated[list[str], "its classes"]]
     boot: NotRequired[Annotated[str, "random name of this run of the agent, the first part of every `id`"]]
@@ -136,7 +137,9 @@ class OutboxFigures(TypedDict):
     depth: Annotated[int, "messages held now"]
     size_bytes: Annotated[int, "their bytes"]
     written_bytes: Annotated[int | None, "bytes that this process had written to disk since it began; null: not known"]
-    written_bytes_per_day: Annotated[int | None, "the same, of the interval, projected; null: not known"]
+    written_bytes_per_day: Annotated[
+        int | None, "the same, of the interval, projected; null: not known, or the first of a run"
+    ]
     problem: NotRequired[Annotated[str, "what is wrong with the storage, for people"]]
 
 
@@ -211,6 +214,24 @@ class HealthReason(TypedDict):
     since_s: Annotated[float, "how long, at the time of the message"]
 
 
+class CoverageGap(TypedDict):
+    """What no window covers between an earlier run of the agent and this one, of the stream that lost most.
+
+    From the end of the last window to the beginning of the first one, each by the receipt of its last sample, on this
+    board's monotonic clock. Streams count that were not silent when the earlier run last wrote its status, and came
+    back within a minute of the start; they say nothing of a start of the board.
+    """
+
+    seconds: Annotated[float, "of that stream without a window"]
+    windows: Annotated[float, "the same, divided by the length of a window"]
+    devices: Annotated[int, "streams that were covered in both runs"]
+    absent: Annotated[int, "streams that the earlier run covered, and that are not back yet"]
+    previous: Annotated[str, "release of the earlier run, or its version if it was no release"]
+    orderly: Annotated[
+        bool, "false where that run was killed: the gap is then an upper bound, by up to `interval_s` of its status"
+    ]
+
+
 class HealthMessage(TypedDict):
     """`<root>/<agent>/health`, retained, on change and with telemetry."""
 
@@ -222,6 +243,9 @@ class HealthMessage(TypedDict):
     reasons: Annotated[list[HealthReason], "worst first; empty while all is well"]
     time: Time
     clock_synced: Synced
+    boot: NotRequired[Annotated[str, "random name of the run that says it: that of `status`, unless this is older"]]
+    windows: NotRequired[Annotated[int, "predicted in that run so far; told anew once there is a first one"]]
+    coverage_gap: NotRequired[Annotated[CoverageGap, "since the run before; absent where nothing is known of one"]]
 
 
 class CommandReply(TypedDict):

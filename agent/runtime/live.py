@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from agent.core.coverage import Coverage
 from agent.core.discovery import Discovery
 from agent.core.health import Health, HealthCode
 from agent.core.units import implausible_gravity
@@ -38,6 +39,8 @@ FIRST_TELEMETRY_S = 5.0
 """After the start: nobody should wait for a whole interval to see that it works."""
 REPORT_S = 5.0
 """Between reports for `har-agent status` and Prometheus, and between readings of the power meter."""
+SILENT_S = 10.0
+"""After how long without a window a stream was silent when a run ended; longer where its devices may pause longer."""
 FRUITLESS_S = 30.0
 """How long samples may come without a whole window: many times what a first window takes."""
 UNIT_SAMPLES = 250
@@ -147,6 +150,7 @@ class Facts:
     outbox_cap_bytes: int
     telemetry_s: float
     report_s: float
+    release: str | None = None
 
 
 @dataclass
@@ -179,6 +183,7 @@ class Parts:
     log: Log
     random: Callable[[], float]
     health: Health = field(default_factory=Health)
+    coverage: Coverage = field(default_factory=Coverage)
 
 
 class Live:
@@ -217,6 +222,8 @@ class Live:
         self._telemetry_ns = now_ns + round(min(FIRST_TELEMETRY_S, facts.telemetry_s) * 1e9)
         self._shown: list[str] | None = None
         self._synced = clock.synced()
+        self._ended = False
+        """Whether nothing more is predicted."""
         self._discovery_ns: int | None = None
         self._birth = False
 
@@ -277,6 +284,8 @@ class Live:
                     p.log.warning("stream refused", stream=event.stream, reason=event.reason)
             elif isinstance(event, Prediction):
                 self._predicted[event.stream] = now_ns
+                if (timing := turn.timings.get((event.stream, event.seq))) is not None:
+                    p.coverage.window(event.stream, timing.received_ns, event.t1_ns - event.t0_ns)
                 if event.stream in self._refused or event.stream in self._fruitless:
                     self._refused.pop(event.stream, None)
                     self._fruitless.discard(event.stream)
@@ -352,6 +361,7 @@ class Live:
         if left:
             # Without a farewell the broker publishes the last will, which says the same.
             p.link.disturb("it was closed while messages were under way")
+        self._ended = True
         self._report()
         p.log.info("stopped", unacknowledged=left, stored=p.outbox.depth)
 
@@ -370,6 +380,7 @@ class Live:
             "pid": self._facts.pid,
             "agent": self._facts.agent,
             "version": self._facts.version,
+            **({"release": self._facts.release} if self._facts.release else {}),
             "model": p.model.id,
             "boot": self._facts.boot,
             "boot_id": self._facts.boot_id,
@@ -381,13 +392,15 @@ class Live:
             "uptime_s": round((p.clock.monotonic_ns() - self._started_ns) / 1e9, 1),
             "sources": [{"name": name, "problem": self._source_problem(name)} for name in self._facts.sources],
             "streams": len(self._seen),
+            "windows": p.telemetry.windows,
             "commands_refused": p.commands.refused,
             "link": {"connected": link.connected, "broker": link.broker, "problem": link.problem},
             "slots": p.slots.status(),
             "outbox": {"depth": p.outbox.depth, "size_bytes": p.outbox.size_bytes},
-            "health": p.health.view(
-                self._facts.agent, p.clock.monotonic_ns(), p.clock.wall_ns(), clock_synced=self._synced
+            "health": self._of_this_run(
+                p.health.view(self._facts.agent, p.clock.monotonic_ns(), p.clock.wall_ns(), clock_synced=self._synced)
             ),
+            "coverage": p.coverage.keep(p.clock.monotonic_ns(), max(p.source.silence_s, SILENT_S), ended=self._ended),
             "telemetry": self._message,
         }
 
@@ -409,8 +422,15 @@ class Live:
             p.telemetry.take_power(p.power())
             self._report()
             self._remember()
-        if p.health.changed(now_ns):
+        if p.health.changed(now_ns) or self._is_news():
             self._tell_health(now_ns)
+
+    def _is_news(self) -> bool:
+        """Whether nobody was told yet of the first prediction, or of a gap before it: who deploys waits for that."""
+        if self._told is None:
+            return False
+        begun = not self._told.get("windows") and self._p.telemetry.windows > 0
+        return begun or self._told.get("coverage_gap") != self._p.coverage.gap()
 
     def _watch_streams(self, now_ns: int) -> None:
         p, source = self._p, self._p.source
@@ -530,6 +550,7 @@ class Live:
             p.telemetry.retire(stream, counts)
         p.engine.bad.pop(stream, None)
         p.publisher.retire(stream)
+        p.coverage.retire(stream)
         p.source.forget(stream)
 
     def _discover(self, now_ns: int) -> None:
@@ -565,13 +586,21 @@ class Live:
         p = self._p
         before = [reason["code"] for reason in self._told["reasons"]] if self._told else []
         wall_ns, synced = p.clock.wall_ns(), p.clock.synced()
-        self._told = p.health.message(self._facts.agent, now_ns, wall_ns, clock_synced=synced)
+        self._told = self._of_this_run(p.health.message(self._facts.agent, now_ns, wall_ns, clock_synced=synced))
         p.delivery.set_state(self._topic("health"), encode(dict(self._told)))
         reasons = self._told["reasons"]
         if [reason["code"] for reason in reasons] != before:
             texts = {reason["code"]: reason["text"] for reason in reasons}
             (p.log.warning if reasons else p.log.info)("health", state=self._told["state"], **texts)
         self._report()
+
+    def _of_this_run(self, message: "HealthMessage") -> "HealthMessage":
+        """Add what only the loop knows: whose health it is, and whether there is work."""
+        message["boot"], message["windows"] = self._facts.boot, self._p.telemetry.windows
+        gap = self._p.coverage.gap()
+        if gap is not None:
+            message["coverage_gap"] = gap
+        return message
 
     def _tell_status(self) -> None:
         p, facts = self._p, self._facts
@@ -588,6 +617,8 @@ class Live:
             "started": self._started(),
             "sources": list(facts.sources),
         }
+        if facts.release:
+            message["release"] = facts.release
         if facts.board:
             message["board"] = facts.board
         p.delivery.set_state(self._topic("status"), encode(dict(message)))

@@ -7,20 +7,22 @@ it has scored as many windows in service. Whatever fails on the way is rolled ba
 The state on disk changes before what runs does, so that after a power cut an agent starts with what it was about to do.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from agent.core import slots
-from agent.core.manifest import Manifest
+from agent.core.decision import calibrated
+from agent.core.manifest import Manifest, is_lower
 from agent.core.settings import ModelSettings
 from agent.core.slots import MAX_TRIAL_STARTS, RolledBack, Slot, SlotState
 from agent.errors import InferenceError, ModelContractError, OutputError, UsageError
 from agent.pipeline import Pipeline, check_same_input
 from agent.ports import Clock, Model, SlotStore
-from agent.records import Float32Array, Prediction, Turn
+from agent.records import Float32Array, Prediction, Scores, Turn
 from agent.runtime.engine import TimedModel
 
 SLOWER = 5.0
@@ -72,7 +74,10 @@ class Loader(Protocol):
 
 
 class Installed(NamedTuple):
-    """What an installation did. `changed`: false if that bundle is in service already."""
+    """What an installation did.
+
+    `slot`: where it waits to be tried; None if it is in service already. `changed`: whether anything did.
+    """
 
     model: str
     slot: Slot | None
@@ -94,6 +99,13 @@ class Canary:
         self._opened = (active, candidate)
         self._thresholds = thresholds
         self._unknown = [0, 0]
+        self._confidence = [0.0, 0.0]
+        self._novelty = [0.0, 0.0]
+        self._agreed = 0
+        # Labels are compared by name: the order of logits is a bundle's own.
+        labels = [opened.model.labels for opened in self._opened]
+        same = set(labels[0]) == set(labels[1])
+        self._index = np.array([labels[0].index(label) for label in labels[1]]) if same else None
         self._fastest_ns = [float("inf"), float("inf")]
         self._taken: list[Float32Array] = []
         self._held = 0
@@ -116,6 +128,7 @@ class Canary:
             return None
         windows = np.concatenate(self._taken)
         self._taken, self._held = [], 0
+        scored: list[Scores] = []
         for i, opened in enumerate(self._opened):
             normalised = opened.manifest.normalisation.apply(windows)
             start_ns = self._clock.monotonic_ns()
@@ -126,12 +139,51 @@ class Canary:
                 return str(e) if opened is self.candidate else None
             spent_ns = self._clock.monotonic_ns() - start_ns
             self._fastest_ns[i] = min(self._fastest_ns[i], spent_ns / len(windows))
-            known = scores.novelty <= self._thresholds[i]
-            self._unknown[i] += len(windows) - int(known.sum())
-        if not np.isfinite(scores.logits).all():
+            scored.append(scores)
+        if not np.isfinite(scored[1].logits).all():
             return "its scores are not finite numbers"
+        self._compare(scored)
         self.scored += len(windows)
         return self._verdict() if self.passed else None
+
+    def comparison(self) -> dict[str, Any] | None:
+        """Return how both did on the same live windows, as plain values; None before the first.
+
+        `agreement`: share of windows that got the same label, None where the two do not have the same labels.
+        `confidence`: mean calibrated probability of the label of each window. `novelty`: its mean, in units of each
+        bundle's own training variance. `unknown`: share of windows above the threshold. A figure that is no finite
+        number is None.
+        """
+        if not self.scored:
+            return None
+        ids = (opened.model.id for opened in self._opened)
+        return {
+            "models": dict(zip(("old", "new"), ids, strict=True)),
+            "windows": self.scored,
+            "agreement": None if self._index is None else round(self._agreed / self.scored, 4),
+            "confidence": self._means(self._confidence),
+            "novelty": self._means(self._novelty),
+            "unknown": self._means(self._unknown),
+        }
+
+    def _compare(self, scored: Sequence[Scores]) -> None:
+        for i, (opened, scores) in enumerate(zip(self._opened, scored, strict=True)):
+            self._unknown[i] += len(scores.novelty) - int((scores.novelty <= self._thresholds[i]).sum())
+            # Of the model in service, nobody has looked yet whether its scores are numbers.
+            with np.errstate(invalid="ignore"):
+                probable = calibrated(scores.logits, opened.manifest.calibration.temperature).max(axis=1)
+            self._confidence[i] += float(probable.sum())
+            self._novelty[i] += float(scores.novelty.sum())
+        if self._index is not None:
+            old, new = (scores.logits.argmax(axis=1) for scores in scored)
+            self._agreed += int((old == self._index[new]).sum())
+
+    def _means(self, sums: Sequence[float]) -> dict[str, float | None]:
+        means = [total / self.scored for total in sums]
+        return {
+            name: round(mean, 4) if math.isfinite(mean) else None
+            for name, mean in zip(("old", "new"), means, strict=True)
+        }
 
     def _verdict(self) -> str | None:
         (old_ns, new_ns), (old, new) = self._fastest_ns, self._unknown
@@ -157,6 +209,8 @@ class ModelSlots:
         self._pipeline: Pipeline | None = None
         self._timed: TimedModel | None = None
         self._canary: Canary | None = None
+        self._comparison: dict[str, Any] | None = None
+        """What the last canary found, until the next one begins."""
         self._good = 0
         self._counted = False
         self._trouble: str | None = None
@@ -223,10 +277,14 @@ class ModelSlots:
             raise InferenceError(f"{error}; what came before cannot take over: {e}") from e
         self._start_canary()
 
-    def install(self, source: str | bytes, *, allow_unsigned: bool | None = None) -> Installed:
+    def install(
+        self, source: str | bytes, *, allow_unsigned: bool | None = None, allow_downgrade: bool = False
+    ) -> Installed:
         """Verify a bundle (folder, `.harmodel`, or its bytes), and put it in the free slot as candidate.
 
-        `allow_unsigned`: as configured if None.
+        `allow_unsigned`: as configured if None. `allow_downgrade`: whether it may be of a lower version than the bundle
+        of the same name that is in service, or of one that cannot be compared. Whoever holds an old signed bundle must
+        not be able to bring its mistakes back with it.
 
         Raises:
             ModelContractError: it is refused; nothing has changed.
@@ -238,6 +296,8 @@ class ModelSlots:
         running = self._running or self._peek()
         if running is not None:
             check_same_input(new.opened.manifest, running.manifest)
+            if not allow_downgrade:
+                _check_no_downgrade(new.opened.manifest, running.manifest)
         model = new.opened.model.id
         if running is not None and running.model.id == model:
             before = self._store.load()[0]
@@ -245,7 +305,7 @@ class ModelSlots:
             if changed:
                 self._change(slots.withdrawn)
                 self.reload()
-            return Installed(model, self._store.load()[0].active, new.signed_by, changed)
+            return Installed(model, None, new.signed_by, changed)
         with self._store.locked():
             state, _ = self._store.load()
             self._store.stage(new.files)
@@ -289,6 +349,7 @@ class ModelSlots:
             "slot": self._running_slot,
             "candidate": _model_in(state, state.candidate),
             "canary": {"scored": canary.scored, "windows": canary.windows} if canary else None,
+            "comparison": canary.comparison() if canary else self._comparison,
             "confirmed": state.confirmed,
             "rolled_back": state.rolled_back._asdict() if state.rolled_back else None,
             "problem": self.problem,
@@ -397,6 +458,7 @@ class ModelSlots:
         slot = self._state.candidate
         if slot is None or self._running is None or self._pipeline is None:
             return
+        self._comparison = None
         try:
             candidate = self._loader.open(self._store.folder(slot))
             check_same_input(candidate.manifest, self._running.manifest)
@@ -409,6 +471,8 @@ class ModelSlots:
         self._pipeline.tap = self._canary.take
 
     def _stop_canary(self) -> None:
+        if self._canary is not None:
+            self._comparison = self._canary.comparison()
         self._canary = None
         if self._pipeline is not None:
             self._pipeline.tap = None
@@ -450,6 +514,22 @@ class ModelSlots:
 
     def _time(self) -> str:
         return datetime.fromtimestamp(self._clock.wall_ns() // 1_000_000_000, UTC).isoformat(timespec="seconds")
+
+
+def _check_no_downgrade(new: Manifest, running: Manifest) -> None:
+    """Compare versions of bundles of the same name; the same version may be built anew.
+
+    Raises:
+        ModelContractError: the new one is lower, or that cannot be told.
+    """
+    if new.name != running.name or new.version == running.version:
+        return
+    lower = is_lower(new.version, running.version)
+    if lower is False:
+        return
+    both = f"{new.name} {new.version}, and {running.version} is in service"
+    why = "is older" if lower else "cannot be compared: only numbers with dots between them have an order"
+    raise ModelContractError(f"it is {both}: its version {why}. Install it with --allow-downgrade on the board itself")
 
 
 def _model_in(state: SlotState, slot: Slot | None) -> str | None:

@@ -81,7 +81,8 @@ class Telemetry:
         self._boot = boot
         self._started_ns = self._since_ns = clock.monotonic_ns()
         self._samples = self._windows = self._unscored = 0
-        self._windows_before = self._written_before = 0
+        self._windows_before = 0
+        self._written_before: int | None = None
         self._gaps: Counter[GapReason] = Counter()
         self._bad: Counter[Loss] = Counter()
         self._retired: Counter[Loss] = Counter()
@@ -89,6 +90,11 @@ class Telemetry:
         self._before: dict[str, tuple[int, int, int]] = {}
         self._latency = _stages()
         self._energy = _Energy(self._started_ns, idle_watts)
+
+    @property
+    def windows(self) -> int:
+        """Windows that were predicted in this run."""
+        return self._windows
 
     def take(self, turn: Turn) -> None:
         """Count what a turn brought. Cheap: called for every turn."""
@@ -146,7 +152,9 @@ class Telemetry:
         written = host.written_bytes
         per_day = None
         if written is not None:
-            per_day = round((written - self._written_before) / interval_s * _DAY_S)
+            # What a start writes is not what a day does.
+            if self._written_before is not None:
+                per_day = round((written - self._written_before) / interval_s * _DAY_S)
             self._written_before = written
         latency = {stage: _rounded(histogram) for stage, histogram in self._latency.items()}
         message: TelemetryMessage = {

@@ -5,15 +5,30 @@ import os
 import stat
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from agent.adapters import slot_store
+from agent.adapters.owner import as_owner_of
 from agent.adapters.slot_store import FolderSlotStore
 from agent.core.slots import RolledBack, SlotState, installed
 from agent.errors import OutputError
 
 STATE = SlotState(active="a", models={"a": "x@1", "b": None}, rolled_back=RolledBack("y@2", "slow", "2026-01-01"))
+
+
+@pytest.fixture
+def state_of_another():
+    """A state directory of user 12345, who can get there: nobody but root can look into tmp_path."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "state").mkdir(0o755)
+        os.chown(folder / "state", 12345, 12346)
+        yield folder / "state"
 
 
 @pytest.fixture
@@ -122,15 +137,62 @@ def test_others_may_read_what_is_installed(store, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
-def test_what_root_installs_belongs_to_the_agent(tmp_path):
-    os.chown(tmp_path, 12345, 12345)
-    store = FolderSlotStore(tmp_path)
+def test_what_root_installs_belongs_to_the_agent(state_of_another):
+    store = FolderSlotStore(state_of_another, acting=partial(as_owner_of, state_of_another))
     with store.locked():
         store.stage({"x": b""})
         store.place("a")
         store.save(STATE)
 
-    assert {p.stat().st_uid for p in tmp_path.rglob("*")} == {12345}
+    assert {(p.lstat().st_uid, p.lstat().st_gid) for p in state_of_another.rglob("*")} == {(12345, 12346)}
+    assert (os.geteuid(), os.getegid()) == (0, os.getgid())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_a_link_that_the_agent_has_put_there_leads_root_nowhere(state_of_another, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"of root")
+    precious.chmod(0o600)
+    (state_of_another / "models").mkdir()
+    (state_of_another / "models" / "slots.json.new").symlink_to(precious)
+    os.chown(state_of_another / "models", 12345, 12346)
+    store = FolderSlotStore(state_of_another, acting=partial(as_owner_of, state_of_another))
+    with store.locked(), pytest.raises(OutputError, match="Permission denied"):
+        store.save(STATE)
+
+    assert precious.read_bytes() == b"of root"
+    assert os.geteuid() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as others")
+def test_root_acts_as_itself_where_nobody_else_is_meant(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with as_owner_of(folder):
+            assert os.geteuid() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as others")
+def test_root_is_root_again_whatever_happens(state_of_another, monkeypatch):
+    before = os.getgroups()
+    seen = []
+
+    def act():
+        seen.append((os.geteuid(), os.getegid(), os.getgroups()))
+        raise CutError
+
+    with pytest.raises(CutError), as_owner_of(state_of_another):
+        act()
+    assert seen == [(12345, 12346, [12346])]
+    assert (os.geteuid(), os.getgroups()) == (0, before)
+
+    def refuse(_uid):
+        monkeypatch.undo()
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "seteuid", refuse)
+    with pytest.raises(OutputError, match="run this as that user"), as_owner_of(state_of_another):
+        pytest.fail("entered")
+    assert (os.geteuid(), os.getegid(), os.getgroups()) == (0, os.getgid(), before)
 
 
 class CutError(Exception):
@@ -142,7 +204,7 @@ class Disk:
 
     def __init__(self, monkeypatch, at, error):
         self.calls, self._at, self._error = 0, at, error
-        for module, name in ((slot_store.os, "fsync"), (slot_store.os, "open"), (slot_store.os, "chown")):
+        for module, name in ((slot_store.os, "fsync"), (slot_store.os, "open")):
             monkeypatch.setattr(module, name, self._wrap(getattr(module, name)))
         for name in ("rename", "replace", "mkdir"):
             monkeypatch.setattr(slot_store.Path, name, self._wrap(getattr(slot_store.Path, name)))

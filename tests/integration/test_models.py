@@ -8,6 +8,7 @@ import signal as signals
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
@@ -367,6 +368,37 @@ print("nacl" in sys.modules)
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert ran.stdout == "False\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may do as another user")
+def test_what_root_does_by_hand_does_not_lock_the_service_out(har_base, public_key, tmp_path, monkeypatch):
+    with TemporaryDirectory() as name:  # tmp_path is where others may not even look
+        folder = Path(name)
+        folder.chmod(0o755)
+        state = folder / "state"
+        state.mkdir()
+        os.chown(state, 12345, 12345)
+        monkeypatch.setenv("HAR_AGENT__AGENT__STATE_DIR", str(state))
+        monkeypatch.setenv("HAR_AGENT__AGENT__RUNTIME_DIR", str(folder))
+        monkeypatch.setenv("HAR_AGENT_CONFIG", "")
+        har_agent("trust", public_key)
+        # A bundle that only root may read, as an administrator has it.
+        bundle = make(tmp_path, har_base, "har-mine")
+        har_agent("install", bundle)
+        (state / "models" / "slots.json").write_text(
+            (state / "models" / "slots.json")
+            .read_text()
+            .replace('"active": null', '"active": "a"')
+            .replace('"candidate": "a"', '"candidate": null')
+        )
+        har_agent("rollback")
+        har_agent("list")
+        for command in ("check", "status"):
+            subprocess.run([AGENT, command], capture_output=True, check=False, timeout=60)
+        har_agent("trust", "--remove", json.loads(har_agent("trust", "--list", "--json"))[0]["fingerprint"])
+
+        assert {p.lstat().st_uid for p in state.rglob("*")} == {12345}
+        assert [p.name for p in folder.iterdir()] == ["state"]
 
 
 def test_folders_are_those_of_the_configuration_else_of_systemd(tmp_path):

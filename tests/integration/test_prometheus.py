@@ -66,6 +66,16 @@ HEALTH: HealthMessage = {
     "reasons": [{"code": "broker_away", "text": "no broker answers", "since_s": 12.0}],
     "time": "2026-05-04T10:21:07.310Z",
     "clock_synced": True,
+    "boot": "0123456789ab",
+    "windows": 5600,
+    "coverage_gap": {
+        "seconds": 3.2,
+        "windows": 1.25,
+        "devices": 3,
+        "absent": 0,
+        "previous": "0.1.0",
+        "orderly": True,
+    },
 }
 
 

@@ -437,4 +437,4 @@ def test_help_has_an_example_for_every_command():
 def test_version_says_what_runs():
     facts = json.loads(har_agent("version", "--json").stdout)
 
-    assert set(facts) == {"har-edge-agent", "python", "onnxruntime", "machine"}
+    assert {"har-edge-agent", "python", "onnxruntime", "machine"} < set(facts)

@@ -12,6 +12,7 @@ from mosquitto import Mosquitto
 from agent.adapters.clock import SystemClock
 from agent.adapters.mqtt import Subscriber
 from agent.core.settings import BrokerSettings, MqttSettings
+from agent.runtime.live import REPORT_S
 
 
 @pytest.mark.parametrize("reader", ["full disk", "gone"])
@@ -33,6 +34,43 @@ def test_nobody_who_reads_the_log_is_no_reason_to_end(tmp_path: Path, reader: st
             process.terminate()
             status = process.wait(20)
     assert status == 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_restart_tells_what_no_window_covers(tmp_path: Path, killed: bool):
+    with Mosquitto(tmp_path) as broker, ExitStack() as ending:
+        sensor = Sensor(tmp_path)
+        ending.callback(sensor.close)
+        listener = Listener(broker.port)
+        ending.callback(listener.close)
+        source = f'[serial.imu]\nport = "{sensor.path}"\ntime = "ms"\n'
+        agent = Agent(tmp_path, f'[broker.local]\nurl = "{broker.url}"\n{source}')
+        agent.start()
+        ending.callback(agent.stop)
+        wait_until(lambda: agent.status().get("windows", 0) >= 3, 20, "predictions, and their report")
+        if killed:
+            agent.kill()
+        else:
+            assert agent.stop() == 0
+        wait_until(lambda: listener.count() >= 3, 10, "what the first run predicted")
+        boot = next(iter(listener.ids())).partition(":")[0]
+        agent.start()
+        health = wait_until(
+            lambda: (listener.state("har/board/health") or {}).get("coverage_gap"), 20, "the gap in its health"
+        )
+        wait_until(lambda: any(not i.startswith(boot) for i in listener.ids()), 10, "what the second run predicted")
+        agent.stop()
+        said = listener.predictions.values()
+        first_s = min(p["t0"] for p in said if not p["id"].startswith(boot))
+        last_s = max(p["t1"] for p in said if p["id"].startswith(boot))
+
+        # The sensor's own clock goes on across the restart, and says what really is missing.
+        missing_s, late_s = first_s - last_s, 0.5
+        assert (health["orderly"], health["devices"], health["absent"]) == (not killed, 1, 0)
+        assert health["seconds"] >= missing_s - late_s
+        assert health["seconds"] <= missing_s + (REPORT_S if killed else 0) + late_s
+        assert health["windows"] == pytest.approx(health["seconds"] / 2.56, abs=0.01)
+        assert agent.status()["health"]["state"] == "ok"
 
 
 def test_commands_are_answered_and_forgetting_leaves_nothing_at_the_broker(tmp_path: Path):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from agent.adapters.clock import SystemClock
 from agent.adapters.outbox import SqliteOutbox
+from agent.app import compose
 from agent.app.check import (
     ERROR,
     OK,
@@ -38,6 +40,7 @@ from agent.app.check import (
     check_serial,
     check_state_dir,
     check_system,
+    check_user,
     effective,
     effective_toml,
     read_config,
@@ -251,10 +254,9 @@ def test_a_password_that_everybody_can_read_is_a_warning(tmp_path: Path, url: st
     secret = tmp_path / "secret"
     secret.write_text("sesame")
     secret.chmod(0o600)
-    ca = str(Authority(tmp_path).certificate) if url.startswith("mqtts") else ""
+    ca = str(Authority(tmp_path).issue("lasting", days=(-1, 400))[0]) if url.startswith("mqtts") else ""
     broker = BrokerSettings(url, user="har", password_file=str(secret), ca_file=ca)
-    clock = FakeClock()
-    found = only(check_broker("a", broker, clock))
+    found = only(check_broker("a", broker, CLOCK))
 
     assert found.state == state
     assert "sesame" not in str(found)
@@ -280,6 +282,41 @@ def test_files_of_a_broker_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "chmod o-r" in only(check_broker("a", bare, CLOCK)).fix
 
 
+def test_credentials_of_commands_by_hand_are_those_that_systemd_would_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.setattr(compose, "CREDENTIALS", tmp_path / "credentials")
+    assert compose.credentials_dir() is None
+    (tmp_path / "credentials").mkdir()
+    assert compose.credentials_dir() == tmp_path / "credentials"
+    bare = BrokerSettings(user="har", password_file="mqtt-password")
+    # Not there either: systemd may know another place.
+    assert only(check_broker("a", bare, CLOCK)).state == WARNING
+    (tmp_path / "credentials/mqtt-password").touch(0o600)
+    assert only(check_broker("a", bare, CLOCK)).state == OK
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert compose.credentials_dir() == tmp_path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may do as another user")
+def test_credentials_that_only_root_may_read_are_told_of_to_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with TemporaryDirectory() as name:  # tmp_path is where others may not even look
+        folder = Path(name)
+        monkeypatch.setattr(compose, "CREDENTIALS", folder)
+        (folder / "mqtt-password").touch(0o600)
+        os.seteuid(12345)
+        try:
+            found = only(check_broker("a", BrokerSettings(user="har", password_file="mqtt-password"), CLOCK))
+        finally:
+            os.seteuid(0)
+
+    assert (found.state, "may not be read by this user" in found.text) == (WARNING, True)
+    assert found.fix.startswith("run this as root; or")
+
+
 def test_a_password_without_a_user_is_not_sent(tmp_path: Path):
     (tmp_path / "secret").touch(0o600)
 
@@ -292,6 +329,7 @@ def test_certificates_are_looked_into(tmp_path: Path):
     good, good_key = authority.issue("good", days=(-1, 400))
     soon, soon_key = authority.issue("soon", days=(-1, 10))
     expired, expired_key = authority.issue("expired", days=(-10, -1))
+    later, later_key = authority.issue("later", days=(2, 20))
     broken = tmp_path / "broken.crt"
     broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 
@@ -305,6 +343,15 @@ def test_certificates_are_looked_into(tmp_path: Path):
     assert [f.state for f in found(good, good_key, ca)] == [OK]
     assert [(f.state, "expires on" in f.text) for f in found(soon, soon_key, ca)] == [(WARNING, True)]
     assert [(f.state, "has expired on" in f.text) for f in found(expired, expired_key, ca)] == [(ERROR, True)]
+    early = found(later, later_key, ca)
+    assert [(f.state, "is not valid before" in f.text) for f in early] == [(ERROR, True)]
+    assert "set this board's clock, which says" in early[0].fix
+    # One CA of the file that is valid is enough; without any, that is told.
+    ca.write_text(authority.certificate.read_text() + later.read_text())
+    assert [f.state for f in found(good, good_key, ca)] == [WARNING]
+    ca.write_text(later.read_text())
+    assert [(f.state, f.text.startswith("ca_file")) for f in found(good, good_key, ca)] == [(ERROR, True)]
+    ca.write_text(authority.certificate.read_text() + good.read_text())
     assert "does not belong to cert_file" in only(found(good, soon_key, ca)).text
     assert "holds nothing that can be used" in only(found(good, good_key)).text
 
@@ -376,6 +423,25 @@ def test_a_state_directory_that_cannot_serve_is_told_of(
     assert check_runtime_dir(config).state == WARNING
     monkeypatch.setattr(os, "statvfs", lambda _: read_only)
     assert "read-only" in only(check_state_dir(config, places)).text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may do as another user")
+def test_whoever_is_not_the_agents_user_is_told_so_first():
+    with TemporaryDirectory() as name:  # tmp_path is where others may not even look
+        folder = Path(name)
+        folder.chmod(0o755)
+        os.chown(folder, 54321, 54321)
+        config = Config(agent=AgentSettings(state_dir=name))
+        as_root = list(check_user(config))
+        os.seteuid(12345)
+        try:
+            told = only(check_user(config))
+        finally:
+            os.seteuid(0)
+
+    assert as_root == []
+    assert told == Finding("user", WARNING, told.text, "sudo har-agent check")
+    assert "what follows is what 12345 may do" in told.text
 
 
 def test_messages_that_wait_are_counted_without_touching_them(tmp_path: Path):

@@ -101,7 +101,8 @@ def test_retained_messages_tell_what_was_and_not_that_it_is(fleet: Fleet):
 
 
 def test_an_agent_is_told_by_its_status_health_and_telemetry(fleet: Fleet):
-    feed(fleet, "status", {"state": "online", "version": "1.2", "board": "Pi 5"}, "board", retained=True)
+    status = {"state": "online", "version": "1.2", "release": "1.2+aa", "board": "Pi 5"}
+    feed(fleet, "status", status, "board", retained=True)
     reasons = [{"code": "broker_away", "text": "gone", "since_s": 3}, "no", {"text": 4}]
     feed(fleet, "health", {"state": "degraded", "reasons": reasons}, "board", retained=True)
     assert fleet.agents["board"].seen_ns is None
@@ -111,9 +112,10 @@ def test_an_agent_is_told_by_its_status_health_and_telemetry(fleet: Fleet):
 
     assert isinstance(agent, Agent)
     assert agent.as_dict(2 * SECOND) == {
-        "kind": "agent", "agent": "board", "state": "online", "health": "degraded", "version": "1.2", "board": "Pi 5",
-        "model": "m@1", "watts": 3.5, "power_source": "ina219", "power_error_pct": 2.0, "temperature_c": 51.5,
-        "throttled": True, "streams": None, "windows_per_s": 2.0, "outbox_depth": 7.0, "age_s": 1.0,
+        "kind": "agent", "agent": "board", "state": "online", "health": "degraded", "version": "1.2",
+        "release": "1.2+aa", "board": "Pi 5", "model": "m@1", "watts": 3.5, "power_source": "ina219",
+        "power_error_pct": 2.0, "temperature_c": 51.5, "throttled": True, "streams": None, "windows_per_s": 2.0,
+        "outbox_depth": 7.0, "age_s": 1.0,
         "reasons": [{"code": "broker_away", "text": "gone"}, {"code": "?", "text": ""}],
     }  # fmt: skip
 

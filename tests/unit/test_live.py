@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakeClock, FakeLink, FakeModel, ListLog, ListOutbox, even_times, manifest, signal
 
+from agent.core.coverage import Coverage, Covered, kept
 from agent.core.discovery import Discovery
 from agent.core.settings import HomeAssistantSettings, MqttSettings, OutboxSettings
 from agent.errors import InferenceError, SourceUnavailable
@@ -129,7 +130,7 @@ class FailingModel(FakeModel):
 
 
 class Rig:
-    def __init__(self, model: Any = None, remembered: Sequence[str] = ()) -> None:
+    def __init__(self, model: Any = None, remembered: Sequence[str] = (), before: Sequence[Covered] = ()) -> None:
         self.clock, self.log = FakeClock(), ListLog()
         self.clock.now_ns = 100 * SECOND
         self.feed, self.slots, self.link = Feed(self.clock), Slots(), FakeLink()
@@ -166,8 +167,9 @@ class Rig:
             clock=self.clock,
             log=self.log,
             random=lambda: 0.5,
+            coverage=Coverage(before, "1+aa", self.clock.now_ns),
         )
-        facts = Facts("board", "b00t", "har/board", "1", None, None, ["mqtt x"], 1, 10**6, 60.0, 5.0)
+        facts = Facts("board", "b00t", "har/board", "1", None, None, ["mqtt x"], 1, 10**6, 60.0, 5.0, "1+aa")
         self.live = Live(parts, facts)
         engine.add_sink(self.live)
         self.at = 0
@@ -219,6 +221,51 @@ def test_without_any_source_it_is_ready_after_a_while_and_health_says_so(rig: Ri
     rig.pass_s(40)
     assert "ready" in rig.notifier.said
     assert "no_source" in rig.reasons()
+
+
+def test_who_waits_for_it_is_told_of_the_release_and_of_the_first_window(rig: Rig):
+    rig.pass_s(1)
+    assert rig.told("har/board/status")["release"] == "1+aa"
+    assert (rig.told("har/board/health")["boot"], rig.told("har/board/health")["windows"]) == ("b00t", 0)
+    rig.samples()
+    rig.pass_s(2)
+
+    assert rig.told("har/board/health")["windows"] == 1
+    assert "coverage_gap" not in rig.told("har/board/health")
+    assert (rig.reports[-1]["windows"], rig.reports[-1]["release"]) == (1, "1+aa")
+
+
+def test_what_no_window_covers_since_the_run_before_is_told_and_is_no_reason():
+    rig = Rig(before=[Covered("s", 95 * SECOND, "0.9", exact=True)])
+    rig.link.connect()
+    rig.live.start()
+    rig.pass_s(4)
+    rig.samples()
+    rig.pass_s(2)
+    health = rig.told("har/board/health")
+
+    assert health["coverage_gap"] == {
+        "seconds": 6.44,
+        "windows": 2.52,
+        "devices": 1,
+        "absent": 0,
+        "previous": "0.9",
+        "orderly": True,
+    }
+    assert (health["state"], health["reasons"]) == ("ok", [])
+    assert rig.reports[-1]["health"]["coverage_gap"] == health["coverage_gap"]
+
+
+def test_the_run_after_it_knows_until_when_it_had_covered_a_stream(rig: Rig):
+    rig.samples()
+    rig.pass_s(6)
+    running = kept(rig.reports[-1]["coverage"], rig.clock.now_ns)
+    rig.samples(64)
+    received_ns = rig.clock.now_ns
+    rig.live.shut_down()
+
+    assert running == [Covered("s", 100 * SECOND, "1+aa", exact=False)]
+    assert kept(rig.reports[-1]["coverage"], rig.clock.now_ns) == [Covered("s", received_ns, "1+aa", exact=True)]
 
 
 def test_a_model_that_took_over_between_two_turns_speaks_with_its_own_labels(rig: Rig):

@@ -1,6 +1,8 @@
 """Model slots: what takes over, what is given up, and what is left after a power cut at any step."""
 
 import itertools
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +294,129 @@ def test_a_canary_takes_few_windows_of_a_large_batch(board):
     agent.turn(windows=50)
 
     assert sum(map(len, board.models["one"].model.seen)) == 8
+
+
+def comparison_of(agent):
+    found = agent.slots.status()["comparison"]
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+def test_both_models_are_compared_on_the_same_windows_and_that_is_kept(board):
+    board.add("configured", novelty=1.0)
+    board.add("one", novelty=99.0)
+    agent = board.start()
+    assert comparison_of(agent) is None
+    agent.slots.install("one")
+    assert comparison_of(agent) is None
+    agent.turns(4)
+    during = comparison_of(agent)
+    agent.turns(WINDOWS)
+
+    assert (during["models"], during["windows"]) == ({"old": "configured", "new": "one"}, 4)
+    # The same formula: the same labels with the same confidence.
+    assert during["agreement"] == 1.0
+    assert (
+        during["confidence"]["old"]
+        == during["confidence"]["new"]
+        == pytest.approx(np.mean([p.confidence for p in agent.predictions[:4]]), abs=1e-4)
+    )
+    assert during["novelty"] == {"old": 1.0, "new": 99.0}
+    assert during["unknown"] == {"old": 0.0, "new": 1.0}
+    kept = comparison_of(agent)
+    assert kept["windows"] == WINDOWS
+    agent.turns(2 * WINDOWS)
+    assert comparison_of(agent) == kept
+    agent.slots.install("two")
+    assert comparison_of(agent) is None
+
+
+def test_a_candidate_that_took_over_is_compared_until_the_next_one(board):
+    agent = board.with_active("one")
+    kept = comparison_of(agent)
+
+    assert (kept["models"], kept["windows"]) == ({"old": "configured", "new": "one"}, WINDOWS)
+    agent.slots.rollback("by hand")
+    assert comparison_of(agent) == kept
+
+
+class Fixed(FakeModel):
+    """A model of some labels that always gives the same one."""
+
+    def __init__(self, name, labels, label):
+        super().__init__()
+        self.id, self.labels, self._logits = name, labels, np.array([5.0 * (each == label) for each in labels])
+
+    def infer(self, windows) -> Scores:
+        scores = super().infer(windows)
+        return scores._replace(logits=np.tile(self._logits, (len(windows), 1)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "agreement"),
+    [
+        (("still", "moving", "turning"), "moving", 1.0),
+        (("turning", "moving", "still"), "moving", 1.0),
+        (("moving", "turning", "still"), "still", 0.0),
+        (("still", "moving"), "moving", None),
+        (("up", "down", "moving"), "moving", None),
+    ],
+)
+def test_labels_agree_by_their_names_where_they_are_the_same(board, labels, label, agreement):
+    old = Fixed("configured", ("still", "moving", "turning"), "moving")
+    board.models["configured"] = Opened(old, manifest())
+    board.models["one"] = Opened(Fixed("one", labels, label), manifest()._replace(labels=labels))
+    agent = board.start()
+    agent.slots.install("one")
+    agent.turns(5)
+
+    assert comparison_of(agent)["agreement"] == agreement
+
+
+def test_figures_that_are_no_numbers_are_none(board):
+    board.add("configured", novelty=2.0)
+    board.add("one", novelty=float("nan"))
+    agent = board.start()
+    agent.slots.install("one")
+    agent.turns(3)
+
+    assert comparison_of(agent)["novelty"] == {"old": 2.0, "new": None}
+
+
+def versioned(board, name, version, bundle="fake"):
+    board.add(name, lambda m: m._replace(name=bundle, version=version))
+
+
+@pytest.mark.parametrize(
+    ("running", "new", "says"),
+    [
+        ("0.10.0", "0.9.1", "0.9.1, and 0.10.0 is in service: its version is older"),
+        ("1.0.1", "1.0", "is older"),
+        ("1.0", "1.0-rc1", "cannot be compared"),
+        ("spring", "0.2", "cannot be compared"),
+    ],
+)
+def test_an_older_version_is_refused_unless_that_is_said(board, running, new, says):
+    versioned(board, "configured", running)
+    versioned(board, "one", new)
+    agent = board.start()
+    for slots in (agent.slots, board.slots()):
+        with pytest.raises(ModelContractError, match=re.escape(says)):
+            slots.install("one")
+    assert list(board.folder.iterdir()) == []
+
+    assert board.slots().install("one", allow_downgrade=True).changed
+
+
+@pytest.mark.parametrize(
+    ("running", "new", "bundle"),
+    [("0.9", "0.10", "fake"), ("1.0", "1.0.0", "fake"), ("1", "1", "fake"), ("rc", "rc", "fake"), ("2", "1", "other")],
+)
+def test_what_is_no_older_version_of_the_same_bundle_is_taken(board, running, new, bundle):
+    versioned(board, "configured", running)
+    versioned(board, "one", new, bundle)
+
+    assert board.start().slots.install("one").changed
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 from fakes import FakeClock
 
-from agent.app.status import REMEDIES, read_status, wait_healthy
+from agent.app.status import REMEDIES, AgentStatus, codes, read_status, wait_healthy
 from agent.cli.status import _view
 from agent.config import Config
 from agent.core.health import HealthCode
 from agent.core.settings import AgentSettings, TelemetrySettings
 from agent.core.wire import iso_time
+from agent.errors import UsageError
 
 
 @pytest.fixture
@@ -33,6 +35,7 @@ def config(tmp_path: Path) -> Config:
 def wrote(tmp_path: Path, clock: FakeClock, state: str | None = "ok", **more) -> None:
     health = None if state is None else {"state": state, "reasons": []}
     said = {"v": 1, "pid": os.getpid(), "agent": "board-7", "updated": iso_time(clock.wall_ns()), "health": health}
+    said["windows"] = 3
     (tmp_path / "status.json").write_text(json.dumps(said | more))
 
 
@@ -105,29 +108,98 @@ def test_no_file_says_where_it_looked(tmp_path: Path, config: Config, clock: Fak
     assert str(tmp_path / "status.json") in (read_status(config, clock).problem or "")
 
 
+def waited(config: Config, seconds: float, clock: FakeClock, *tolerated: str) -> AgentStatus:
+    return wait_healthy(lambda: read_status(config, clock), seconds, codes(tolerated), clock)
+
+
+def reasons(*named: str) -> dict[str, object]:
+    return {"state": "failing", "reasons": [{"code": code, "text": "so it is", "since_s": 1} for code in named]}
+
+
 def test_waiting_ends_once_it_is_ok_or_the_time_is_over(tmp_path: Path, config: Config, clock: FakeClock):
     wrote(tmp_path, clock, "degraded")
-    assert wait_healthy(config, 5, clock).state == "degraded"
+    assert waited(config, 5, clock).state == "degraded"
     assert sum(clock.slept) == pytest.approx(5)
 
     wrote(tmp_path, clock, "ok")
     clock.slept.clear()
-    assert wait_healthy(config, 5, clock).state == "ok"
+    assert waited(config, 5, clock).state == "ok"
     assert clock.slept == []
 
 
 @pytest.mark.parametrize(
-    "part", [{"sources": [{"name": "serial a", "problem": "no sample yet"}]}, {"link": {"connected": False}}]
+    ("part", "lacking", "code"),
+    [
+        ({"sources": [{"name": "serial a", "problem": "no sample yet"}]}, "serial a: no sample yet", "source_away"),
+        ({"link": {"connected": False}}, "broker: not connected yet", "broker_away"),
+        ({"link": {"connected": True, "problem": "first away"}}, "broker: first away", "broker_unsteady"),
+        ({"windows": 0}, "no window was predicted in this run yet", "no_source"),
+        ({"windows": None}, "it does not say whether it has predicted a window", "no_source"),
+    ],
 )
 def test_what_has_not_been_away_for_long_is_not_healthy_yet(
-    tmp_path: Path, config: Config, clock: FakeClock, part: dict
+    tmp_path: Path, config: Config, clock: FakeClock, part: dict, lacking: str, code: str
 ):
     wrote(tmp_path, clock, **part)
-    found = wait_healthy(config, 1, clock)
+    found = waited(config, 1, clock)
 
-    assert (found.state, found.is_up, found.is_healthy) == ("ok", True, False)
+    assert (found.state, found.is_up, found.lacks()) == ("ok", True, [lacking])
+    assert (found.as_dict()["healthy"], found.as_dict()["lacks"]) == (False, [lacking])
+    assert f"\nwaits for   {lacking}" in _view(found, found.lacks())
+    assert found.lacks(codes([code])) == []
+    assert found.as_dict(codes([code]))["healthy"] is True
     wrote(tmp_path, clock, sources=[{"name": "serial a", "problem": None}], link={"connected": True, "problem": None})
-    assert wait_healthy(config, 1, clock).is_healthy
+    assert waited(config, 1, clock).lacks() == []
+
+
+def test_only_what_is_tolerated_does_not_count(tmp_path: Path, config: Config, clock: FakeClock):
+    wrote(tmp_path, clock, health=reasons("no_source", "clock_unsynced"))
+
+    assert waited(config, 1, clock, "clock_unsynced").lacks(codes(["clock_unsynced"])) == ["no_source: so it is"]
+    clock.slept.clear()
+    assert waited(config, 1, clock, "clock_unsynced", "no_source").state == "failing"
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize("given", [[], [7], None, "x"])
+def test_a_state_without_a_reason_is_not_forgiven(tmp_path: Path, config: Config, clock: FakeClock, given: object):
+    wrote(tmp_path, clock, health={"state": "degraded", "reasons": given})
+
+    assert read_status(config, clock).lacks(codes([c.value for c in HealthCode])) != []
+
+
+def test_a_source_that_is_away_is_not_forgiven_for_one_that_is_unusable(
+    tmp_path: Path, config: Config, clock: FakeClock
+):
+    away = [{"name": "serial a", "problem": "unplugged"}]
+    wrote(tmp_path, clock, sources=away)
+    assert read_status(config, clock).lacks(codes(["source_unusable"])) == ["serial a: unplugged"]
+
+    wrote(tmp_path, clock, sources=away, health=reasons("source_unusable"))
+    assert read_status(config, clock).lacks(codes(["source_unusable"])) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "said"), [("no_sorce", "did you mean no_source?"), ("zzz", "there are model_failing")]
+)
+def test_an_unknown_code_is_refused_with_a_suggestion(named: str, said: str):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        codes(["no_source", named])
+
+
+def test_another_release_is_not_the_one_that_is_waited_for(tmp_path: Path, config: Config, clock: FakeClock):
+    wrote(tmp_path, clock, release="1.0+aa")
+    found = read_status(config, clock)
+
+    assert found.of_release(None) is found
+    assert found.of_release("1.0+aa") is found
+    other = found.of_release("1.0+bb")
+    assert (other.state, other.is_up) == ("other_release", False)
+    assert other.lacks() == ["it runs 1.0+aa, and not 1.0+bb"]
+    wrote(tmp_path, clock)
+    assert read_status(config, clock).of_release("1.0+bb").problem == "it runs no release, and not 1.0+bb"
+    wrote(tmp_path, clock, pid=None)
+    assert read_status(config, clock).of_release("1.0+bb").state == "stopped"
 
 
 def test_every_reason_has_something_to_do():
@@ -155,6 +227,21 @@ def test_reasons_are_shown_with_what_to_do(tmp_path: Path, config: Config, clock
     assert found.as_dict()["reasons"][0]["since_s"] == 130
 
 
+def test_a_gap_before_this_run_is_shown(tmp_path: Path, config: Config, clock: FakeClock):
+    gap = {"seconds": 3.2, "windows": 1.25, "devices": 1, "absent": 0, "previous": "0.1.0", "orderly": True}
+    for more, shown in (
+        ({}, "3.20 s without a window since 0.1.0, 1.2 windows long"),
+        ({"orderly": False}, "at most 3.20 s without"),
+        ({"devices": 7, "absent": 2}, "1.2 windows long, the longest of 7 devices, 2 are not back"),
+    ):
+        wrote(tmp_path, clock, health={"state": "ok", "reasons": [], "coverage_gap": gap | more})
+        assert shown in _view(read_status(config, clock))
+
+    for wrong in (7, [], {"seconds": "x"}, {"previous": 7, "devices": None}):
+        wrote(tmp_path, clock, health={"state": "ok", "reasons": [], "coverage_gap": wrong})
+        assert _view(read_status(config, clock))
+
+
 @pytest.mark.parametrize("value", [None, 5, "x", [], [[]], {"a": {}}, {"health": 3}])
 def test_whatever_stands_there_is_shown(tmp_path: Path, config: Config, clock: FakeClock, value: object):
     keys = ("health", "telemetry", "link", "sources", "started", "version", "model", "agent")
@@ -180,6 +267,14 @@ def test_the_command_ends_with_the_answer(tmp_path: Path):
     shown = ran("--json")
     assert (shown.returncode, json.loads(shown.stdout)["state"]) == (0, "degraded")
     assert ran("--wait-healthy", "0.1").returncode == 1
+    assert ran("--release", "1.0+aa").returncode == 1
+    for wrong in (["--agent", "x"], ["--tolerate", "no_source"], ["--wait-healthy", "1", "--tolerate", "x"]):
+        assert ran(*wrong).returncode == 2
+    (tmp_path / "status.json").write_text(
+        json.dumps({"pid": os.getpid(), "health": {"state": "ok"}, "windows": 1, "release": "1.0+aa"})
+    )
+    shown = ran("--wait-healthy", "0.1", "--release", "1.0+aa", "--json")
+    assert (shown.returncode, json.loads(shown.stdout)["healthy"]) == (0, True)
 
 
 @pytest.mark.parametrize("command", ["status", "record", "watch"])

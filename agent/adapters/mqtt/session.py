@@ -516,9 +516,17 @@ class Session:
 
 
 def credential(name: str, folder: Path | None) -> Path:
-    """Return where a configured file is: a bare name is looked for in `folder` first, where systemd puts secrets."""
-    if folder is not None and name and "/" not in name and (folder / name).exists():
-        return folder / name
+    """Return where a configured file is: a bare name is looked for in `folder` first, where systemd puts secrets.
+
+    In a folder that this user may not look into, it is taken to be there: who reads it is told what is wrong.
+    """
+    if folder is not None and name and "/" not in name:
+        try:
+            found = (folder / name).exists()
+        except PermissionError:
+            found = True
+        if found:
+            return folder / name
     return Path(name)
 
 
