@@ -1,6 +1,6 @@
 # Every target sets itself up: a bare Debian or Raspberry Pi OS with make is enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-export lint bench lock clean
+.PHONY: help demo test test-export lint bench release lock clean
 
 BIN := .venv/bin
 
@@ -30,6 +30,10 @@ bench: ## speed and memory on this machine, against ONNX Runtime and paho alone;
 	@tools/setup.sh dev
 	$(BIN)/har-agent bench $(ARGS)
 	$(BIN)/python tools/bench/run.py
+
+release: ## wheel, sdist, an archive for each kind of board, SBOM, checksums: dist/; KEY=release.key.pem signs
+	@tools/setup.sh dev
+	@$(BIN)/python tools/release.py build $(if $(KEY),--key $(KEY)) $(ARGS)
 
 lock: ## write requirements/*.txt from pyproject.toml; ARGS="--upgrade" takes the newest versions
 	@tools/setup.sh dev
