@@ -19,12 +19,13 @@ test-export: ## the training side's types and tests; installs PyTorch
 	@tools/setup.sh export
 	cd tools/export && .venv/bin/mypy && .venv/bin/python -m pytest $(ARGS)
 
-lint: ## format, style, types and the import contracts
+lint: ## format, style, types, the import contracts and the playbooks
 	@tools/setup.sh dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd deploy/ansible && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline -q
 
 bench: ## speed and memory on this machine, against ONNX Runtime and paho alone; about ten minutes
 	@tools/setup.sh dev

@@ -37,11 +37,21 @@ def recordings() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let golden cases be written anew."""
+    """Let golden cases be written anew, what takes long be run in full, and what was measured be kept."""
     parser.addoption("--update-golden", action="store_true", help="write what replays give now as what is expected")
+    parser.addoption(
+        "--long", action="store_true", help="faults and fleets in full; takes half an hour, and ten minutes"
+    )
+    parser.addoption("--facts", type=Path, help="write what the fleet tests measured to this JSON file")
 
 
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether `--update-golden` was given."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether what takes long shall be run in full: with `--long`."""
+    return bool(request.config.getoption("--long"))

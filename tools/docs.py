@@ -117,6 +117,7 @@ def figures() -> str:
     """The tables of measured figures."""
     out = [GENERATED, "# Figures\n\nMeasured, each by the command above its table; none is typed by hand.\n"]
     accuracy, speed, live, memory = (_load(name) for name in ("crossval", "bench", "run", "memory"))
+    fleet, board = _load("fleet"), _load("board_vm")
     if accuracy:
         out += _accuracy(accuracy)
     if speed:
@@ -127,6 +128,10 @@ def figures() -> str:
         out.append("\n## Memory of a replay\n\n`python tools/bench/memory.py --hours 1,10,100`\n\n")
         out.append("| hours of input | samples | peak RSS, MiB |\n|---|---|---|\n")
         out += [f"| {r['hours']:g} | {r['samples']:,} | {r['peak_rss_mib']} |\n" for r in memory["replay"]]
+    if fleet:
+        out += _fleet(fleet)
+    if board:
+        out += _board(board)
     return "".join(out)
 
 
@@ -189,6 +194,22 @@ def _live(r: dict[str, Any]) -> Iterator[str]:
         yield f"| {c['devices']} | {c['cpu_pct']:.1f} | {c['cpu_us_per_window']:.0f} | {c['rss_mib']:.0f} "
         yield f"| {ack['p50']:.1f} / {ack['p99']:.1f} | {heard['p99']:.1f} | {c['samples_dropped']} "
         yield f"| {c['ids_missing']} |\n"
+
+
+def _fleet(r: dict[str, Any]) -> Iterator[str]:
+    yield "\n## A fleet\n\n`HAR_RIGS=1 python -m pytest tests/deploy -m fleet --facts docs/results/fleet.json`: boards "
+    yield f"are containers with their own systemd on one x86-64 machine of {r['machine']['cores']} cores, which they "
+    yield "share with the controller.\n\n"
+    yield from (f"- {line}\n" for line in r["facts"])
+
+
+def _board(r: dict[str, Any]) -> Iterator[str]:
+    m = r["machine"]
+    yield "\n## An ARM board, emulated\n\n`python tests/rigs/board_vm.py --json docs/results/board_vm.json`: Debian "
+    yield f"{m['debian']}, one core and {m['memory_mb']} MB, on an x86-64 machine under a load of {m['host_load']:g}."
+    yield " Times are the emulator's, many times a board's; sizes and outcomes are not.\n\n"
+    yield "| | |\n|---|---|\n"
+    yield from (f"| {f['name']} | {f['value']} {f['unit']} |\n" for f in r["figures"])
 
 
 def _load(name: str) -> dict[str, Any] | None:

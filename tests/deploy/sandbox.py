@@ -215,27 +215,6 @@ def watchdog(run: Run, seconds: int = 5) -> list[str]:
     return [f"sandbox: active again {took_s:.1f} s after it hung, with WatchdogSec={seconds}"]
 
 
-def model_over_mqtt(
-    run: Run, bundle: str, key: str, client: str, root: str, answer: str = "har/replies/1"
-) -> list[str]:
-    """A bundle that a trusted key has signed is installed over MQTT, by the service, in the sandbox.
-
-    `bundle`, `key`: paths on the board. `client`: options of mosquitto_pub and mosquitto_sub for the broker. `root`:
-    topic of the agent, `har/<agent>`.
-    """
-    trust = run(f"{_AGENT} models trust {key}")
-    assert trust.returncode == 0, trust.stderr
-    said = _out(
-        run,
-        f"mosquitto_sub -V 5 {client} -t {answer} -C 1 -W 30 & "
-        f"sleep 1; mosquitto_pub -V 5 {client} -q 1 -t {root}/command/install-model -f {bundle} "
-        f"-D publish response-topic {answer}; wait",
-    )
-    reply = json.loads(said)
-    assert reply.get("ok") is True, reply
-    return []
-
-
 def main_pid(run: Run) -> int:
     """Process of the agent; 0 if there is none."""
     return int(_show(run, "MainPID"))

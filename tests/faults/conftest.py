@@ -1,4 +1,4 @@
-"""What the tests of faults share: the option `--long`, and scenarios that run side by side."""
+"""What the tests of faults share: scenarios that run side by side."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,17 +7,6 @@ import pytest
 from rehearsal import Scenario, side_by_side
 
 FACTS = pytest.StashKey[list[str]]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let faults be as many, and as long, as the project promises to survive."""
-    parser.addoption("--long", action="store_true", help="faults in full numbers; takes half an hour")
-
-
-@pytest.fixture(scope="session")
-def long(request: pytest.FixtureRequest) -> bool:
-    """Whether `--long` was given."""
-    return bool(request.config.getoption("--long", False))
 
 
 @pytest.fixture(scope="session")
