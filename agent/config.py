@@ -7,7 +7,7 @@ with its line; unknown keys are refused with a suggestion.
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,7 +177,7 @@ def _build(tree: Mapping[str, Mapping[str, Any]], origin: Mapping[str, str], pro
     for section, body in tree.items():
         family, _, name = section.partition(".")
         if family not in sections or ("." in section and not sections[family][1]):
-            problems.append(f"{origin[section]}: there is no section [{section}]{_suggest(section, sections)}")
+            problems.append(f"{origin[section]}: there is no section [{section}]{suggest(section, sections)}")
             continue
         kind, named = sections[family]
         known = typing.get_type_hints(kind)
@@ -186,7 +186,7 @@ def _build(tree: Mapping[str, Mapping[str, Any]], origin: Mapping[str, str], pro
         for key, value in body.items():
             where = origin[f"{section}.{key}"]
             if key not in known:
-                problems.append(f"{where}: [{section}] has no key {key}{_suggest(key, known)}")
+                problems.append(f"{where}: [{section}] has no key {key}{suggest(key, known)}")
                 continue
             try:
                 values[key] = _convert(value, known[key])
@@ -226,8 +226,11 @@ def _spoken(kinds: list[type]) -> str:
     return " or ".join(names[k] for k in kinds)
 
 
-def _suggest(name: str, known: Mapping[str, Any]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return what is meant by a name that is not known, or which there are, to be put behind a sentence on it."""
     import difflib
+
+    known = list(known)
 
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

@@ -129,9 +129,10 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
     commands = Commands(handlers, delivery.send, log)
     telemetry = Telemetry(clock, name, boot, config.telemetry.idle_watts)
     engine = Engine(source, pipeline, [publisher, recorder], clock, model, config.model.max_failures)
-    report = _Report(folder / "status.json", log)
+    status = folder / "status.json"
+    report = _Report(status, log)
     installed, boot_id, now_ns = release_id(release()), board.boot_id(), clock.monotonic_ns()
-    coverage = Coverage(_left(folder / "status.json", boot_id, now_ns), installed or agent.__version__, now_ns)
+    coverage = Coverage(_left(status, boot_id, now_ns), installed or agent.__version__, now_ns)
     parts = Parts(
         source=source,
         engine=engine,

@@ -4,13 +4,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent.adapters.clock import SystemClock
 from agent.app.compose import runtime_dirs
-from agent.config import Config
+from agent.config import Config, suggest
 from agent.core.fleet import number, text
 from agent.core.health import HealthCode
 from agent.errors import UsageError
@@ -149,9 +148,7 @@ def codes(named: Sequence[str]) -> frozenset[str]:
     known_codes = [code.value for code in HealthCode]
     for name in named:
         if name not in known_codes:
-            close = get_close_matches(name, known_codes, 1)
-            known = f"did you mean {close[0]}?" if close else f"there are {', '.join(known_codes)}"
-            raise UsageError(f"--tolerate: health has no reason {name!r}; {known}")
+            raise UsageError(f"--tolerate: health has no reason {name!r}{suggest(name, known_codes)}")
     return frozenset(named)
 
 

@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
 from mosquitto import Mosquitto
-from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.adapters.clock import SystemClock
 from agent.app.broker_status import BrokerStatus
@@ -26,23 +24,6 @@ from agent.errors import UsageError
 CONFIG = Config(agent=AgentSettings(name="board-7"))
 STATUS = {"v": 1, "state": "online", "agent": "board-7", "version": "0.2.0", "release": "0.2.0+aa", "boot": "b1"}
 HEALTH = {"v": 1, "agent": "board-7", "state": "ok", "reasons": [], "boot": "b1", "windows": 4, "clock_synced": True}
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    broker = Mosquitto(tmp_path).start()
-    yield broker
-    broker.stop()
-
-
-@pytest.fixture
-def publisher(broker: Mosquitto) -> Iterator[paho.Client]:
-    client = paho.Client(CallbackAPIVersion.VERSION2)
-    client.connect(broker.host, broker.port)
-    client.loop_start()
-    yield client
-    client.disconnect()
-    client.loop_stop()
 
 
 def retain(client: paho.Client, kind: str, said: Any, agent: str = "board-7") -> None:

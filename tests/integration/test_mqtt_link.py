@@ -34,12 +34,6 @@ har:$7$101$yvBYZdnUv24yJUX3$YzNWmuDA9tH86SFeGGhelv25h5h7BZR2mtHYAsJaVYII6zgrORYS
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with Mosquitto(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
 def make() -> Iterator[Make]:
     """Make links that are closed in the end; brokers by name, as settings, brokers or ports."""
     links: list[MqttLink] = []

@@ -1,7 +1,6 @@
 """Samples of many devices through a real broker."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,12 +75,6 @@ class Rig:
     def close(self) -> None:
         self.source.close()
         self.link.close()
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with Mosquitto(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

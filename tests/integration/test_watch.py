@@ -11,7 +11,6 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 
@@ -26,23 +25,6 @@ from agent.core.fleet import Device
 from agent.errors import SinkUnavailable, UsageError
 
 ENVIRONMENT = os.environ | {"HAR_AGENT_CONFIG": "", "TERM": "xterm", "COLUMNS": ""}
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    broker = Mosquitto(tmp_path).start()
-    yield broker
-    broker.stop()
-
-
-@pytest.fixture
-def publisher(broker: Mosquitto) -> Iterator[paho.Client]:
-    client = paho.Client(CallbackAPIVersion.VERSION2)
-    client.connect(broker.host, broker.port)
-    client.loop_start()
-    yield client
-    client.disconnect()
-    client.loop_stop()
 
 
 def say(client: paho.Client, topic: str, said: object, *, retain: bool = False) -> None:
