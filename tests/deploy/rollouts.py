@@ -345,5 +345,5 @@ def boots(listener: Listener, boards: Sequence[Board]) -> dict[str, str]:
 
 
 def live_release(board: Board) -> str:
-    """The release that a board runs, by its link."""
-    return board.run("basename $(readlink -f /opt/har-agent/current)").stdout.strip()
+    """The release that a board runs, by its link; empty of a bare board."""
+    return board.run('basename "$(readlink -f /opt/har-agent/current)"').stdout.strip()

@@ -26,48 +26,7 @@ from agent.runtime.publisher import Publisher
 from agent.runtime.telemetry import HostFigures, Telemetry
 
 DAY_S = 86_400
-WALL_C = """
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-
-static volatile int64_t *ahead;
-
-__attribute__((constructor)) static void begin(void) {
-    int fd = open(getenv("WALL_STEPS"), O_RDONLY);
-    ahead = mmap(NULL, sizeof *ahead, PROT_READ, MAP_SHARED, fd, 0);
-    close(fd);
-}
-
-int clock_gettime(clockid_t id, struct timespec *now) {
-    int failed = syscall(SYS_clock_gettime, id, now);
-    if (!failed && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec += *ahead;
-    return failed;
-}
-
-int gettimeofday(struct timeval *now, void *zone) {
-    struct timespec t;
-    (void)zone;
-    clock_gettime(CLOCK_REALTIME, &t);
-    now->tv_sec = t.tv_sec;
-    now->tv_usec = t.tv_nsec / 1000;
-    return 0;
-}
-
-time_t time(time_t *at) {
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    if (at) *at = t.tv_sec;
-    return t.tv_sec;
-}
-"""
-"""Stands between a process and what libc says of the wall clock."""
+WALL_C = Path(__file__).parents[1] / "wall_clock.c"
 
 
 class SteppedClock(FakeClock):
@@ -209,9 +168,8 @@ class WallClock:
     """
 
     def __init__(self, folder: Path) -> None:
-        library, source, steps = folder / "wall.so", folder / "wall.c", folder / "steps"
-        source.write_text(WALL_C)
-        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+        library, steps = folder / "wall.so", folder / "steps"
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, WALL_C], check=True, timeout=60)
         steps.write_bytes(bytes(8))
         self._file = steps.open("r+b")
         self._map = mmap.mmap(self._file.fileno(), 8)
