@@ -2,17 +2,20 @@
 
 One `feed` makes at most one model call per `max_batch` windows, whatever stream they belong to. What comes out for a
 stream does not depend on how its samples were cut into batches, nor on what other streams are doing.
+
+Where the bundle has a context, a second call scores each window by the codes of those before it, and the decision
+follows that. It was trained on windows a bundle's own hop apart: at any other hop it is not used.
 """
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from agent.core.decision import Decision, DecisionSettings, calibrated
-from agent.core.manifest import Manifest
+from agent.core.manifest import Context, Manifest
 from agent.core.timeline import Break, RateError, Timeline, grid_offset_ns
 from agent.core.window import WindowRing
 from agent.errors import InferenceError, ModelContractError
@@ -25,6 +28,7 @@ from agent.records import (
     Float64Array,
     Gap,
     GapReason,
+    Int8Array,
     Loss,
     Origin,
     Prediction,
@@ -61,11 +65,14 @@ class StreamCounts(NamedTuple):
 class _Stream:
     """Everything that is remembered of one stream."""
 
-    def __init__(self, name: str, manifest: Manifest, hop: int, settings: DecisionSettings, seq0: int) -> None:
+    def __init__(
+        self, name: str, manifest: Manifest, hop: int, decision: Decision, codes: deque[bytes], seq0: int
+    ) -> None:
         self.name = name
         self.timeline = Timeline(manifest.input.rate_hz)
         self.ring = WindowRing(manifest.input.window, hop)
-        self.decision = Decision(manifest.labels, settings)
+        self.decision = decision
+        self.codes = codes
         self.seq0 = self.seq = seq0
         self.t_rx_ns: int | None = None
         self.samples = 0
@@ -94,11 +101,15 @@ class _Stream:
 
 
 class _Staged(NamedTuple):
-    """A window that waits for the model call; its samples are in the batch already."""
+    """A window that waits for the model call; its samples are in the batch already.
+
+    `codes`: those of the windows before it, to the last gap; what waits behind a gap has others.
+    """
 
     stream: _Stream
     seq: int
     t0_ns: int
+    codes: deque[bytes]
 
 
 class Pipeline:
@@ -152,7 +163,9 @@ class Pipeline:
                 if isinstance(item, Dropped):
                     # Nothing to interrupt; and a name of which nothing could be read is no stream.
                     continue
-                stream = _Stream(item.stream, self._manifest, self._hop, self._settings, self._seq0)
+                stream = _Stream(
+                    item.stream, self._manifest, self._hop, self._new_decision(), self._no_codes(), self._seq0
+                )
                 self._streams[item.stream] = stream
             if isinstance(item, Dropped):
                 if item.samples:
@@ -202,7 +215,8 @@ class Pipeline:
     def swap(self, model: Model, manifest: Manifest) -> None:
         """Go on with another model, between two feeds: no sample, window or number is lost.
 
-        What was decided stands where the labels are the same, and is decided anew where they are not.
+        What was decided stands where the labels are the same, and is decided anew where they are not. Codes of the old
+        model say nothing to the new one: its context begins anew.
 
         Raises:
             ModelContractError: the model takes another input; nothing has changed.
@@ -214,8 +228,24 @@ class Pipeline:
         self._threshold = self.novelty_threshold
         for stream in self._streams.values():
             stream.ring.hop = self._hop
-            if not same_labels:
-                stream.decision = Decision(manifest.labels, self._settings)
+            stream.codes = self._no_codes()
+            if same_labels:
+                stream.decision.use_context(self._context is not None)
+            else:
+                stream.decision = self._new_decision()
+
+    @property
+    def _context(self) -> Context | None:
+        """The context that is used, if any."""
+        return self._manifest.context if self._hop == self._manifest.input.hop else None
+
+    def _new_decision(self) -> Decision:
+        return Decision(self._manifest.labels, self._settings, in_context=self._context is not None)
+
+    def _no_codes(self) -> deque[bytes]:
+        """What a context sees before a stream's first window, and before the first one after a gap."""
+        n = self._context.windows if self._context else 0
+        return deque([bytes(self._manifest.code.bytes)] * n, maxlen=n)
 
     @property
     def novelty_threshold(self) -> float:
@@ -266,7 +296,7 @@ class Pipeline:
                 self._batch[self._filled] = data
                 self._filled += 1
                 t0_ns = piece.origin_ns + round((piece.k0 + taken - window) * self.period_ns)
-                self._staged.append(_Staged(stream, stream.seq, t0_ns))
+                self._staged.append(_Staged(stream, stream.seq, t0_ns, stream.codes))
                 stream.seq += 1
         return events
 
@@ -275,20 +305,21 @@ class Pipeline:
         stream.gaps += 1
         stream.losses[Loss.PARTIAL_WINDOW] += stream.ring.uncovered
         stream.ring.clear()
+        stream.codes = self._no_codes()
         return gap
 
     def _score(self) -> list[Event]:
         """Run the model on what is staged, and decide, in the order of staging."""
         staged, self._staged = self._staged, []
         n, self._filled = self._filled, 0
-        rows: Iterator[tuple[list[float], float]] = iter(())
+        rows: Iterator[tuple[list[float], float, list[float]]] = iter(())
         if n:
             windows = self._batch[:n]
             if self.tap is not None:
                 self.tap(windows)
             self._manifest.normalisation.apply(windows, out=windows)
             try:
-                rows = self._read(self._model.infer(windows))
+                rows = self._read(self._model.infer(windows), staged)
             except InferenceError as e:
                 return [self._unscored(item, str(e)) for item in staged]
         events: list[Event] = []
@@ -303,32 +334,60 @@ class Pipeline:
     def _unscored(self, item: _Staged | Gap | Refused, reason: str) -> Event:
         stream = item.stream if isinstance(item, _Staged) else self._streams[item.stream]
         stream.decision.clear()
+        stream.codes = self._no_codes()
         if not isinstance(item, _Staged):
             return item
         stream.losses[Loss.INFERENCE] += 1
         return Unscored(stream.name, item.seq, item.t0_ns, item.t0_ns + self._span_ns, reason)
 
-    def _read(self, scores: Scores) -> Iterator[tuple[list[float], float]]:
-        """Calibrated probabilities and novelty, a window at a time, as plain floats.
+    def _read(
+        self, scores: Scores, staged: Sequence[_Staged | Gap | Refused]
+    ) -> Iterator[tuple[list[float], float, list[float]]]:
+        """Calibrated probabilities, novelty, and the probabilities to decide by, a window at a time, as plain floats.
 
         Raises:
-            InferenceError: they are no numbers, which no decision can be made of.
+            InferenceError: they are no numbers, which no decision can be made of; or the context failed.
         """
         rows = calibrated(scores.logits, self._manifest.calibration.temperature).tolist()
         novelty = scores.novelty.tolist()
-        # One logit that is no number makes all of its row so.
-        if not all(map(math.isfinite, novelty)) or not all(math.isfinite(row[0]) for row in rows):
-            raise InferenceError(f"{self._model.id} gives scores that are no numbers")
-        return zip(rows, novelty, strict=True)
+        self._check_numbers([*novelty, *(row[0] for row in rows)])
+        context = self._context
+        if context is None:
+            return zip(rows, novelty, rows, strict=True)
+        logits = self._model.contextualise(self._gather(staged, scores.code))
+        decisive = calibrated(logits, context.temperature).tolist()
+        self._check_numbers([row[0] for row in decisive])
+        return zip(rows, novelty, decisive, strict=True)
 
-    def _decide(self, item: _Staged, scores: list[float], novelty: float, events: list[Event]) -> None:
-        stream, seq, t0_ns = item
+    def _check_numbers(self, values: Sequence[float]) -> None:
+        # One logit that is no number makes all of its row so.
+        if not all(map(math.isfinite, values)):
+            raise InferenceError(f"{self._model.id} gives scores that are no numbers")
+
+    def _gather(self, staged: Sequence[_Staged | Gap | Refused], code: Int8Array) -> Int8Array:
+        """Put each window's code behind those before it; return what the context takes, int8 (B, windows, *code).
+
+        As bytes, because one join costs less than as many array operations.
+        """
+        raw, size, at = code.tobytes(), self._manifest.code.bytes, 0
+        seen: list[bytes] = []
+        for item in staged:
+            if isinstance(item, _Staged):
+                item.codes.append(raw[at : at + size])
+                seen += item.codes
+                at += size
+        return np.frombuffer(b"".join(seen), np.int8).reshape(len(code), -1, *code.shape[1:])
+
+    def _decide(
+        self, item: _Staged, scores: list[float], novelty: float, decisive: list[float], events: list[Event]
+    ) -> None:
+        stream, seq, t0_ns, _ = item
         t1_ns = t0_ns + self._span_ns
         confidence = max(scores)
         label = self._model.labels[scores.index(confidence)]
         known = novelty <= self._threshold
         previous = stream.decision.activity
-        activity, smoothed = stream.decision.update(t1_ns, scores, known=known)
+        activity, smoothed = stream.decision.update(t1_ns, decisive, known=known)
         # By position, in the order of the record's fields: names cost a third more, for every window.
         events.append(
             Prediction(

@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from agent.records import Ack, Decoded, Float32Array, LinkState, Outgoing, PowerReading, Scores, Stored, Turn
+from agent.records import (
+    Ack,
+    Decoded,
+    Float32Array,
+    Int8Array,
+    LinkState,
+    Outgoing,
+    PowerReading,
+    Scores,
+    Stored,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from agent.core.slots import Slot, SlotState
@@ -21,8 +32,22 @@ class Model(Protocol):
     def labels(self) -> tuple[str, ...]:
         """Class names, in the order of the logits."""
 
+    @property
+    def context_windows(self) -> int:
+        """Windows whose codes `contextualise` takes, the one that it scores included; 0 where there is no context."""
+
     def infer(self, windows: Float32Array) -> Scores:
         """Run float32 (B, window, 6), normalised. CPU-bound, does not wait for anything.
+
+        Raises:
+            InferenceError: the runtime refused the call.
+        """
+
+    def contextualise(self, codes: Int8Array) -> Float32Array:
+        """Score B windows by what came before them; float32 (B, classes), logits. CPU-bound, as `infer` is.
+
+        `codes`: int8 (B, `context_windows`, *code), oldest first, the window's own last, zeros where there was
+        none: at the start of a stream, and after a gap.
 
         Raises:
             InferenceError: the runtime refused the call.

@@ -138,7 +138,7 @@ class Scores(NamedTuple):
     """What the model says of B windows.
 
     `logits`: float32 (B, classes). `code`: int8 (B, code size), what would be sent instead of the window.
-    `novelty`: float64 (B,), reconstruction error.
+    `novelty`: float64 (B,), how unlike the codes of known activities each is, in the bundle's own unit.
     """
 
     logits: Float32Array
@@ -150,8 +150,8 @@ class Prediction(NamedTuple):
     """The label of one window, and the activity decided after it.
 
     `t0_ns`, `t1_ns`: device clock, the window covers [t0, t1). `scores`: calibrated probability per label of the
-    model, in the model's order. `novelty`: the model's reconstruction error; `known` is false above the threshold.
-    `activity`: the smoothed decision, which may be `UNKNOWN`.
+    model, in the model's order. `novelty`: as in `Scores`; `known` is false above the threshold.
+    `activity`: the decision after this window and those before it, which may be `UNKNOWN`.
     """
 
     stream: str

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from agent.core.manifest import Calibration, Code, Input, Manifest
+from agent.core.manifest import Calibration, Code, Context, Input, Manifest
 from agent.core.normalise import Normalisation
 from agent.records import (
     Ack,
@@ -14,6 +14,7 @@ from agent.records import (
     Event,
     Float32Array,
     Float64Array,
+    Int8Array,
     LinkState,
     Outgoing,
     SampleBatch,
@@ -25,8 +26,8 @@ from agent.records import (
 LABELS = ("still", "moving", "turning")
 
 
-def manifest(hop: int = 64, threshold: float = 5.0) -> Manifest:
-    """A manifest for `FakeModel`: no scaling, three labels."""
+def manifest(hop: int = 64, threshold: float = 5.0, context: int = 0) -> Manifest:
+    """A manifest for `FakeModel`: no scaling, three labels, a context of so many windows."""
     return Manifest(
         name="fake",
         version="1",
@@ -37,19 +38,27 @@ def manifest(hop: int = 64, threshold: float = 5.0) -> Manifest:
         code=Code((4,), "int8", 4),
         calibration=Calibration(1.0, threshold),
         files={},
+        context=Context(context, 1.0) if context else None,
     )
 
 
 class FakeModel:
-    """Scores a window by a formula that depends on every sample and its place: an error in cutting shows."""
+    """Scores a window by a formula that depends on every sample and its place: an error in cutting shows.
+
+    So does its context's, on every code and its place.
+    """
 
     id = "fake@00000000"
     labels = LABELS
+    context_windows = 0
 
     def __init__(self) -> None:
         rng = np.random.default_rng(1)
         self._weights = rng.integers(-8, 8, (128 * 6, len(LABELS))).astype(np.int64)
+        self._to_code = rng.integers(-8, 8, (128 * 6, 4)).astype(np.int64)
         self.batches: list[int] = []
+        self.contexts: list[Int8Array] = []
+        """The codes of each call of `contextualise`."""
 
     def infer(self, windows: Float32Array) -> Scores:
         """Integer arithmetic, so that a window scores the same alone and in a batch."""
@@ -57,7 +66,14 @@ class FakeModel:
         whole = np.rint(windows.reshape(len(windows), -1) * 256).astype(np.int64)
         logits = ((whole @ self._weights) % 4096 / 512).astype(np.float32)
         novelty: Float64Array = np.abs(whole).max(axis=1) / 256
-        return Scores(logits, np.zeros((len(windows), 4), np.int8), novelty)
+        code = (whole @ self._to_code % 255 - 127).astype(np.int8)
+        return Scores(logits, code, novelty)
+
+    def contextualise(self, codes: Int8Array) -> Float32Array:
+        """A label's logit is the sum of its column of the codes, each times its place from 1, in 64ths."""
+        self.contexts.append(codes.copy())
+        places = np.arange(1, codes.shape[1] + 1)
+        return (np.einsum("bkc,k->bc", codes.astype(np.int64), places)[:, : len(LABELS)] / 64).astype(np.float32)
 
 
 class FakeClock:

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from agent.core import onnx_wire, tar
-from agent.core.manifest import REQUIRED_FILES, SIZE_CAPS, Bundle, check_file, parse, sha256
+from agent.core.manifest import CONTEXT, REQUIRED_FILES, SIZE_CAPS, Bundle, Golden, check_file, parse, sha256
 from agent.errors import ModelContractError
-from agent.records import Float32Array, Float64Array, Int8Array
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -37,9 +36,9 @@ GOLDEN_CAP = 16 << 20
 MAX_OPSET = 21
 ALLOWED_OPERATORS = frozenset({
     "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DequantizeLinear", "Div",
-    "Flatten", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "MatMul", "MaxPool", "Mul", "Pad",
-    "QuantizeLinear", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split",
-    "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+    "Flatten", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Identity", "Log", "MatMul", "MaxPool", "Mul",
+    "Pad", "QuantizeLinear", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
+    "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Operators of the standard domain that a bundle may use: arithmetic on tensors, no control flow, no I/O."""
 
@@ -122,6 +121,10 @@ def check_files(files: Mapping[str, bytes]) -> Bundle:
     missing = [name for name in REQUIRED_FILES if name not in manifest.files]
     if missing:
         raise ModelContractError(f"{manifest.name}: the manifest does not list {', '.join(missing)}")
+    if (manifest.context is None) != (CONTEXT not in manifest.files):
+        raise ModelContractError(
+            f"{manifest.name}: the manifest has one of {CONTEXT} and `context`, which only mean something together"
+        )
     unlisted = files.keys() - manifest.files.keys() - {MANIFEST, SIGNATURE}
     if unlisted:
         raise ModelContractError(
@@ -157,39 +160,39 @@ def pack(source: Path) -> bytes:
         raise ModelContractError(f"{source} cannot be packed: {e}") from e
 
 
-def read_golden(bundle: Bundle) -> tuple[Float32Array, Int8Array, Float32Array, Float64Array]:
-    """Return the golden vectors: windows, and the code, logits and novelty that they must give.
-
-    Windows are float32 (n, window, 6) in g and rad/s.
+def read_golden(bundle: Bundle) -> Golden:
+    """Return the golden vectors.
 
     Raises:
         ModelContractError: `golden.npz` cannot be read or does not fit the manifest.
     """
+    manifest = bundle.manifest
+    wanted: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+        "window": (np.float32, (manifest.input.window, len(manifest.input.channels))),
+        "code": (np.int8, manifest.code.shape),
+        "logits": (np.float32, (len(manifest.labels),)),
+        "novelty": (np.float64, ()),
+    }
+    if manifest.context:
+        wanted["codes"] = (np.int8, (manifest.context.windows, *manifest.code.shape))
+        wanted["context_logits"] = (np.float32, (len(manifest.labels),))
     try:
         with zipfile.ZipFile(io.BytesIO(bundle.contents["golden.npz"])) as packed:
             inflated = sum(entry.file_size for entry in packed.infolist())
         if inflated > GOLDEN_CAP:
             raise ValueError(f"it unpacks to {inflated} bytes, more than {GOLDEN_CAP}")
         with np.load(io.BytesIO(bundle.contents["golden.npz"]), allow_pickle=False) as golden:
-            window, code = golden["window"], golden["code"]
-            logits, novelty = golden["logits"], golden["novelty"]
+            arrays = {name: golden[name] for name in wanted}
     except Exception as e:  # numpy raises BadZipFile, ValueError, KeyError, EOFError, NotImplementedError and more here
         raise ModelContractError(f"golden.npz cannot be read: {e}") from e
-    manifest = bundle.manifest
-    n = len(window) if window.ndim else 0
-    shapes = (
-        (manifest.input.window, len(manifest.input.channels)),
-        manifest.code.shape,
-        (len(manifest.labels),),
-        (),
-    )
-    kinds = (np.float32, np.int8, np.float32, np.float64)
-    for array, shape, kind in zip((window, code, logits, novelty), shapes, kinds, strict=True):
-        if array.shape != (n, *shape) or array.dtype != kind:
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    for name, (kind, shape) in wanted.items():
+        n = lengths["codes" if name in ("codes", "context_logits") else "window"]
+        if arrays[name].shape != (n, *shape) or arrays[name].dtype != kind:
             raise ModelContractError("golden.npz does not have the shapes and types that the manifest says")
-    if n == 0:
+    if 0 in lengths.values():
         raise ModelContractError("golden.npz holds no windows")
-    return window, code, logits, novelty
+    return Golden(**arrays)
 
 
 def _check_onnx(name: str, data: bytes) -> None:

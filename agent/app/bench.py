@@ -1,4 +1,4 @@
-"""Side-by-side measurements: the pipeline against bare ONNX Runtime, in one process and one run.
+"""Side-by-side measurements: the pipeline against bare ONNX Runtime, or bundles, in one process and one run.
 
 Everything is a ratio of two things measured in turn, because the speed of a machine drifts: a round measures both, and
 the median over rounds is quoted. Times are CPU times, so that what else runs on the machine counts little; only calls
@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from agent.adapters.bundle import find_bundle, read_golden
+from agent.adapters.bundle import read_golden
 from agent.adapters.clock import SystemClock
-from agent.adapters.onnx_model import OrtModel
+from agent.adapters.onnx_model import OrtModel, open_session, scoring_graphs
 from agent.app.compose import build_pipeline, open_model
 from agent.config import Config
+from agent.core.manifest import CONTEXT
+from agent.core.onnx_wire import fuse
+from agent.errors import UsageError
 from agent.pipeline import Pipeline
 from agent.records import CHANNELS, Decoded, Float32Array, Int64Array, SampleBatch, Turn
 from agent.runtime.engine import Engine, TimedModel
@@ -31,6 +34,11 @@ from agent.runtime.pacing import PacedSource
 
 CADENCE_S = 0.05
 STREAMS = 256
+NOISE = 1.05
+"""How much slower something may be measured that is as fast."""
+
+FEWEST_CALLS = 40
+"""Calls of a bundle at cadence that a choice rests on at least: the median of fewer is not good to 5 %."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ def bench(config: Config, seconds: float, on_progress: Callable[[str], None] = l
     run = _Run(model, config, seconds)
     result = Benchmark(model.id, _machine())
     for name, measure in (
-        ("bare ONNX Runtime calls", run.invoke),
+        ("each graph", run.invoke),
+        ("the graphs in one call", run.fused),
         ("the pipeline, one stream", run.one_stream),
         (f"the pipeline, {STREAMS} streams", run.many_streams),
         ("replay from memory", run.replay_memory),
@@ -80,6 +89,66 @@ def bench(config: Config, seconds: float, on_progress: Callable[[str], None] = l
     return result
 
 
+@dataclass(frozen=True)
+class Contender:
+    """What a window costs with one bundle, in microseconds. `ratio`: at cadence, against the fastest."""
+
+    bundle: str
+    model: str
+    at_cadence_us: float
+    hot_us: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The bundle to use on a machine, as it was named, and what was measured there."""
+
+    chosen: str
+    machine: dict[str, Any]
+    bundles: list[Contender]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {"v": 1, **asdict(self)}
+
+
+def choose(names: Sequence[str], seconds: float) -> Choice:
+    """Measure what a window costs with each of several bundles, in turn, and choose by the time at cadence.
+
+    See `preferred`. `seconds`: about how long to measure hot calls of each bundle, and again its calls at cadence, of
+    which there are `FEWEST_CALLS` at least.
+
+    Raises:
+        UsageError: fewer than two, or their labels or inputs differ.
+        ModelContractError: one breaks its contract.
+    """
+    if len(names) < 2:
+        raise UsageError("--choose needs at least two bundles, such as har-base and har-base-float")
+    models = [open_model(name) for name in names]
+    first, *others = (model.bundle.manifest for model in models)
+    for name, other in zip(names[1:], others, strict=True):
+        if (other.labels, other.input) != (first.labels, first.input):
+            what = "labels" if other.labels != first.labels else "input"
+            raise UsageError(f"{names[0]} and {name} cannot stand for each other: their {what} differs")
+    calls = [bare(model, 1, context=True) for model in models]
+    hot = _in_turn(seconds * len(calls), *calls)
+    cold = _at_cadence(max(seconds, FEWEST_CALLS * CADENCE_S) * len(calls), *calls)
+    return Choice(
+        names[preferred(cold)],
+        _machine(),
+        [
+            Contender(name, model.id, 1e6 * cold_s, 1e6 * hot_s, cold_s / min(cold))
+            for name, model, cold_s, hot_s in zip(names, models, cold, hot, strict=True)
+        ],
+    )
+
+
+def preferred(spent: Sequence[float]) -> int:
+    """Return which of several times is the shortest: of those that differ from it by noise alone, the first."""
+    return next(i for i, time_s in enumerate(spent) if time_s <= NOISE * min(spent))
+
+
 class _Run:
     """The measurements, on one model and one stretch of signal."""
 
@@ -89,20 +158,45 @@ class _Run:
         self._seconds = seconds
         self._manifest = model.bundle.manifest
         self._window, self._hop = self._manifest.input.window, config.window.hop or self._manifest.input.hop
-        self._signal = np.concatenate(list(read_golden(model.bundle)[0]))
+        self._signal = np.concatenate(list(read_golden(model.bundle).window))
         self._clock = SystemClock()
 
     def invoke(self) -> Iterator[Figure]:
-        """Each graph alone, batch 1, hot and at cadence; batch 256 beside it."""
-        one, many = self._inputs(1), self._inputs(STREAMS)
-        for name in ("encoder", "classifier", "decoder"):
-            session = getattr(self._model, name)
-            hot = self._time_of(partial(session.run, None, one[name]))
-            batched = self._time_of(partial(session.run, None, many[name])) / STREAMS
-            cold = self._at_cadence(partial(session.run, None, one[name]))
+        """Each graph alone, batch 1, hot and at cadence; batch 256 beside it. What gives a label also as one graph."""
+        contents = self._model.bundle.contents
+        sessions = self._graph_by_graph() | ({"context": self._model.context} if self._model.context else {})
+        labelling = fuse([contents["encoder.onnx"], contents["classifier.onnx"]])
+        if labelling:
+            sessions["encoder and classifier fused"] = open_session("the fused graph", labelling)
+        one, many = _values(self._model, 1), _values(self._model, STREAMS)
+        for name, session in sessions.items():
+            call = _call(session, one)
+            (hot,) = _in_turn(self._seconds, call)
+            (batched,) = (t / STREAMS for t in _in_turn(self._seconds, _call(session, many)))
+            (cold,) = _at_cadence(self._seconds, call)
             yield Figure(f"{name}, hot", hot * 1e6, "µs a window")
             yield Figure(f"{name}, at cadence", cold * 1e6, "µs a window", cold / hot, "hot")
             yield Figure(f"{name}, batch {STREAMS}", batched * 1e6, "µs a window", batched / hot, "hot")
+
+    def fused(self) -> Iterator[Figure]:
+        """The graphs that score a window in one call, as the agent makes it, against one by one."""
+        if len(self._model.scoring) > 1:
+            return
+
+        def calls(n: int) -> tuple[Callable[[], None], Callable[[], None]]:
+            values = _values(self._model, n)
+            sides = self._graph_by_graph().values(), self._model.scoring
+            apart, together = (partial(_all, [_call(session, values) for session in side]) for side in sides)
+            return apart, together
+
+        for when, n, (apart, together) in (
+            ("hot", 1, _in_turn(self._seconds, *calls(1))),
+            ("at cadence", 1, _at_cadence(self._seconds, *calls(1))),
+            (f"batch {STREAMS}", STREAMS, _in_turn(self._seconds, *calls(STREAMS))),
+        ):
+            name = f"graph by graph, {when}"
+            yield Figure(name, apart / n * 1e6, "µs a window")
+            yield Figure(f"all fused, {when}", together / n * 1e6, "µs a window", together / apart, name)
 
     def one_stream(self) -> Iterator[Figure]:
         """One hop of samples in, one prediction out; and the same samples one at a time."""
@@ -118,16 +212,13 @@ class _Run:
         for _ in range(3):
             pipeline.feed([next(batches)])
             by_sample()
-        base, piped, single = self._in_turn(bare, lambda: pipeline.feed([next(batches)]), by_sample)
-        yield Figure("three bare calls", base * 1e6, "µs a window")
-        yield Figure("pipeline, a hop at a time", piped * 1e6, "µs a window", piped / base, "three bare calls")
-        yield Figure("pipeline, a sample at a time", single * 1e6, "µs a window", single / base, "three bare calls")
-        bare_cold = self._at_cadence(bare)
-        cold = self._at_cadence(lambda: pipeline.feed([next(batches)]))
-        yield Figure("three bare calls, at cadence", bare_cold * 1e6, "µs a window", bare_cold / base, "hot")
-        yield Figure(
-            "pipeline, at cadence", cold * 1e6, "µs a window", cold / bare_cold, "three bare calls, at cadence"
-        )
+        base, piped, single = _in_turn(self._seconds, bare, lambda: pipeline.feed([next(batches)]), by_sample)
+        yield Figure("bare calls", base * 1e6, "µs a window")
+        yield Figure("pipeline, a hop at a time", piped * 1e6, "µs a window", piped / base, "bare calls")
+        yield Figure("pipeline, a sample at a time", single * 1e6, "µs a window", single / base, "bare calls")
+        bare_cold, cold = _at_cadence(self._seconds, bare, lambda: pipeline.feed([next(batches)]))
+        yield Figure("bare calls, at cadence", bare_cold * 1e6, "µs a window", bare_cold / base, "hot")
+        yield Figure("pipeline, at cadence", cold * 1e6, "µs a window", cold / bare_cold, "bare calls, at cadence")
 
     def many_streams(self) -> Iterator[Figure]:
         """A hop of each of many streams in one feed, one batched model call."""
@@ -146,14 +237,14 @@ class _Run:
             if not waiting:
                 waiting.extend([[next(s) for s in sources] for _ in range(4)][::-1])
 
-        base, piped = self._in_turn(bare, feed, before=refill)
-        yield Figure(f"three bare calls, batch {STREAMS}", base / STREAMS * 1e6, "µs a window")
+        base, piped = _in_turn(self._seconds, bare, feed, before=refill)
+        yield Figure(f"bare calls, batch {STREAMS}", base / STREAMS * 1e6, "µs a window")
         yield Figure(
             f"pipeline, {STREAMS} streams",
             piped / STREAMS * 1e6,
             "µs a window",
             piped / base,
-            "three bare calls batched",
+            "bare calls, batched",
         )
 
     def replay_memory(self) -> Iterator[Figure]:
@@ -173,7 +264,7 @@ class _Run:
 
         refill()
         play()
-        base, piped = self._in_turn(bare, play, before=refill)
+        base, piped = _in_turn(self._seconds, bare, play, before=refill)
         rate, bare_rate = hops / piped, STREAMS / base
         yield Figure("batched bare calls", bare_rate, "windows/s")
         yield Figure("replay from memory", rate, "windows/s", rate / bare_rate, "batched bare calls")
@@ -210,11 +301,13 @@ class _Run:
 
     def floor(self) -> Iterator[Figure]:
         """Start-up and peak memory of a replay against a Python that imports the same and opens the same sessions."""
-        graphs = [
-            str(find_bundle(self._config.model.bundle) / f"{n}.onnx") for n in ("encoder", "classifier", "decoder")
-        ]
-        bare = [sys.executable, "-c", _FLOOR, *graphs]
+        bundle = self._model.bundle
+        graphs = list(scoring_graphs(bundle).values())
+        graphs += [bundle.contents[CONTEXT]] if self._model.context else []
         with tempfile.TemporaryDirectory() as folder:
+            for i, graph in enumerate(graphs):
+                (Path(folder) / f"{i}.onnx").write_bytes(graph)
+            bare = [sys.executable, "-c", _FLOOR, *(f"{folder}/{i}.onnx" for i in range(len(graphs)))]
             path = Path(folder) / "short.csv"
             _write_csv(path, self._signal, 256)
             agent = [
@@ -246,21 +339,15 @@ class _Run:
     def _pipeline(self) -> Pipeline:
         return build_pipeline(self._model, self._manifest, self._config)
 
-    def _inputs(self, n: int) -> dict[str, dict[str, Any]]:
-        windows = np.resize(self._signal, (n, self._window, len(CHANNELS))).astype(np.float32)
-        windows = self._manifest.normalisation.apply(windows)
-        code = self._model.infer(windows).code
-        return {"encoder": {"window": windows}, "classifier": {"code": code}, "decoder": {"code": code}}
+    def _graph_by_graph(self) -> dict[str, Any]:
+        """The sessions that a window would be scored with if none were fused."""
+        model = self._model
+        last = ("decoder", model.decoder) if model.novelty is None else ("novelty", model.novelty)
+        return dict((("encoder", model.encoder), ("classifier", model.classifier), last))
 
     def _bare(self, n: int) -> Callable[[], None]:
-        """The three calls that a window costs, with nothing around them."""
-        inputs = self._inputs(n)
-
-        def call() -> None:
-            for name, feed in inputs.items():
-                getattr(self._model, name).run(None, feed)
-
-        return call
+        # At another distance of windows than its own, a context is not asked.
+        return bare(self._model, n, context=self._hop == self._manifest.input.hop)
 
     def _batches(self, stream: str, size: int, count: int) -> Iterator[SampleBatch]:
         """Endless even samples of one stream, `size` at a time."""
@@ -273,30 +360,55 @@ class _Run:
             yield SampleBatch(stream, t, values[first : first + size], at)
             at += size
 
-    def _time_of(self, act: Callable[[], Any]) -> float:
-        return self._in_turn(act)[0]
 
-    def _at_cadence(self, act: Callable[[], Any]) -> float:
-        """Median wall seconds of a call after a pause."""
-        spent = []
-        for _ in range(max(10, round(self._seconds / CADENCE_S / 2))):
+def _values(model: OrtModel, n: int) -> dict[str, Any]:
+    """What graphs take, by name, for `n` windows."""
+    manifest = model.bundle.manifest
+    windows = np.resize(read_golden(model.bundle).window, (n, manifest.input.window, len(CHANNELS)))
+    windows = manifest.normalisation.apply(windows)
+    code = model.infer(windows).code
+    return {"window": windows, "code": code, "codes": np.repeat(code[:, None], model.context_windows, axis=1)}
+
+
+def _call(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
+    return partial(session.run, None, {entry.name: values[entry.name] for entry in session.get_inputs()})
+
+
+def _all(calls: Sequence[Callable[[], Any]]) -> None:
+    for call in calls:
+        call()
+
+
+def bare(model: OrtModel, n: int, *, context: bool) -> Callable[[], None]:
+    """Return the calls that `n` windows cost, with nothing around them. `context`: with that of the bundle, if any."""
+    values = _values(model, n)
+    sessions = [*model.scoring, *([model.context] if context and model.context else [])]
+    return partial(_all, [_call(session, values) for session in sessions])
+
+
+def _at_cadence(seconds: float, *acts: Callable[[], Any]) -> list[float]:
+    """Median wall seconds of a call of each, in turn, after a pause; about `seconds` in all."""
+    spent: list[list[float]] = [[] for _ in acts]
+    for _ in range(max(10, round(seconds / CADENCE_S / len(acts)))):
+        for times, act in zip(spent, acts, strict=True):
             time.sleep(CADENCE_S)
             start = time.perf_counter()
             act()
-            spent.append(time.perf_counter() - start)
-        return statistics.median(spent)
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in spent]
 
-    def _in_turn(self, *acts: Callable[[], Any], before: Callable[[], None] = lambda: None) -> list[float]:
-        """Median CPU seconds of a call of each, measured in turn, call by call: what else runs here does not count."""
-        spent: list[list[float]] = [[] for _ in acts]
-        end = time.perf_counter() + self._seconds
-        while time.perf_counter() < end or len(spent[0]) < 5:
-            for times, act in zip(spent, acts, strict=True):
-                before()
-                start = time.process_time()
-                act()
-                times.append(time.process_time() - start)
-        return [statistics.median(times) for times in spent]
+
+def _in_turn(seconds: float, *acts: Callable[[], Any], before: Callable[[], None] = lambda: None) -> list[float]:
+    """Median CPU seconds of a call of each, measured in turn, call by call: what else runs here does not count."""
+    spent: list[list[float]] = [[] for _ in acts]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(spent[0]) < 5:
+        for times, act in zip(spent, acts, strict=True):
+            before()
+            start = time.process_time()
+            act()
+            times.append(time.process_time() - start)
+    return [statistics.median(times) for times in spent]
 
 
 class _Memory:

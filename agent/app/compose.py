@@ -66,7 +66,7 @@ def open_model(name: str) -> "OrtModel":
 
     bundle = load_bundle(find_bundle(name))
     model = OrtModel(bundle)
-    model.verify(*read_golden(bundle))
+    model.verify(read_golden(bundle))
     return model
 
 

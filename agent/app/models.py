@@ -23,7 +23,7 @@ from agent.adapters.signature import SYSTEM_TRUST, TrustStore
 from agent.adapters.slot_store import FolderSlotStore
 from agent.app.compose import open_model, state_dir
 from agent.config import Config
-from agent.core.manifest import Bundle
+from agent.core.manifest import NOVELTY, Bundle
 from agent.core.slots import SLOTS
 from agent.errors import InputError, ModelContractError, SourceUnavailable, UsageError
 from agent.ports import Clock
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 _PATIENCE_S = 10.0
 """How long a command waits for another one, or for the agent, to have changed the slots."""
 
-_COLUMNS = ("model", "where", "state", "version", "classes", "code_bytes", "onnx_bytes", "created", "signed_by")
+_COLUMNS = (
+    "model", "where", "state", "version", "classes", "code_bytes", "onnx_bytes", "novelty", "look_back_s", "created",
+    "signed_by",
+)  # fmt: skip
 
 
 class BundleLoader:
@@ -109,7 +112,14 @@ def verify(name: str, config: Config) -> dict[str, Any]:
     files = read_files(find_bundle(name))
     signed_by, unsigned = _signer(files, trust_store(config))
     model = _prove(check_files(files))
-    facts = {"model": model.id, "digest": model.bundle.digest, "golden": "ok", "signed_by": signed_by}
+    facts = {
+        "model": model.id,
+        "digest": model.bundle.digest,
+        "golden": "ok",
+        "novelty": _novelty(model.bundle),
+        "look_back_s": model.bundle.manifest.look_back_s or None,
+        "signed_by": signed_by,
+    }
     return facts if signed_by else {**facts, "unsigned": unsigned}
 
 
@@ -206,7 +216,7 @@ def _prove(bundle: Bundle) -> "OrtModel":
     from agent.adapters.onnx_model import OrtModel
 
     model = OrtModel(bundle)
-    model.verify(*read_golden(bundle))
+    model.verify(read_golden(bundle))
     return model
 
 
@@ -224,10 +234,17 @@ def _row(where: str, source: Path, role: str, trust: TrustStore) -> dict[str, An
         len(bundle.manifest.labels),
         bundle.manifest.code.bytes,
         sum(f.bytes for n, f in bundle.manifest.files.items() if n.endswith(".onnx")),
+        _novelty(bundle),
+        bundle.manifest.look_back_s or None,
         bundle.manifest.created,
         _signer(files, trust)[0],
     )
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _novelty(bundle: Bundle) -> str:
+    """The file that a window's novelty comes from."""
+    return NOVELTY if NOVELTY in bundle.contents else "decoder.onnx"
 
 
 def _signer(files: Mapping[str, bytes], trust: TrustStore) -> tuple[str | None, str]:

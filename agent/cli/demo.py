@@ -94,7 +94,7 @@ def _summary(s: "Summary") -> str:
     if score["labelled_windows"]:
         accuracy = (
             f"{score['accuracy']:.1%} of {score['labelled_windows']} labelled windows, "
-            f"{score['activity_accuracy']:.1%} after smoothing"
+            f"{score['activity_accuracy']:.1%} of decided activities"
         )
     rows = [
         ("ended", "early, on request" if s.interrupted else f"after {s.status.elapsed_s:.1f} s"),

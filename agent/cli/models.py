@@ -45,8 +45,16 @@ def verify(
     from agent.app.models import verify as check
 
     facts = check(bundle, load_config(config, {}))
+    if as_json:
+        out(json.dumps(facts))
+        return
+    context = f"it looks back {facts['look_back_s']:g} s" if facts["look_back_s"] else "it has no context"
     signed = f"signed by {facts['signed_by']}" if facts["signed_by"] else facts["unsigned"]
-    out(json.dumps(facts) if as_json else f"{facts['model']}: files, graphs and golden vectors are right; {signed}")
+    unproven = "" if facts["novelty"] == "decoder.onnx" else " (decoder.onnx is not proven: no board runs it)"
+    out(
+        f"{facts['model']}: files, graphs and golden vectors are right{unproven}; novelty is that of "
+        f"{facts['novelty']}, {context}; {signed}"
+    )
 
 
 @models.command()

@@ -4,7 +4,7 @@ import json
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from agent.cli._exit import Exit, end_on_sigterm, exit_status
 from agent.cli._print import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from agent.app.replay import Progress, ReplayResult
 
@@ -35,7 +35,7 @@ def replay(
         int | None, typer.Option(min=1, help="Samples from one window to the next; the bundle's own (64) otherwise.")
     ] = None,
     smoothing_s: Annotated[
-        float | None, typer.Option(min=0, help="Time constant of the decided activity; 1 otherwise.")
+        float | None, typer.Option(min=0, help="Time constant of the decided activity; 1 otherwise, 0 with a context.")
     ] = None,
     hold_s: Annotated[float | None, typer.Option(min=0, help="How long a new activity must lead; 0 otherwise.")] = None,
     acc_unit: Annotated[str | None, typer.Option(help="g or m/s2, over the recording's header.")] = None,
@@ -167,13 +167,22 @@ def _summary(result: "ReplayResult") -> str:
     if card["labelled_windows"]:
         lines.append(
             f"{card['labelled_windows']} labelled windows: {card['accuracy']:.1%} right, "
-            f"{card['activity_accuracy']:.1%} after smoothing, macro F1 {card['macro_f1']:.3f}"
+            f"{card['activity_accuracy']:.1%} of decided activities, macro F1 {card['macro_f1']:.3f}"
         )
+        lines += _onsets(card["onsets"])
         foreign = card["labels_not_in_model"]
         if foreign:
             names = ", ".join(repr(name) for name in list(foreign)[:5]) + (", …" if len(foreign) > 5 else "")
             lines.append(f"  the model has no label {names}: {sum(foreign.values())} windows count as wrong")
     return "\n".join(lines)
+
+
+def _onsets(onsets: "Mapping[str, Any]") -> list[str]:
+    if not onsets["count"]:
+        return []
+    line = f"  {onsets['count']} changes of label: {onsets['missed']} missed"
+    median, p90 = onsets["delay_median_s"], onsets["delay_p90_s"]
+    return [line if median is None else f"{line}, the others decided within {median:.2f} s (median), {p90:.2f} s (p90)"]
 
 
 def _finish(result: "ReplayResult", min_accuracy: float | None) -> None:

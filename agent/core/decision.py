@@ -8,6 +8,9 @@ import numpy as np
 
 from agent.records import UNKNOWN, Float32Array, Float64Array
 
+SMOOTHING_S = 1.0
+"""Time constant over the scores of single windows. A context has looked back already: smoothing would only delay it."""
+
 
 def calibrated(logits: Float32Array, temperature: float) -> Float64Array:
     """Softmax of float32 (B, classes) over `temperature`; float64 (B, classes), rows sum to 1."""
@@ -22,30 +25,37 @@ def calibrated(logits: Float32Array, temperature: float) -> Float64Array:
 class DecisionSettings:
     """How slowly the decided activity follows the windows.
 
-    `smoothing_s`: time constant of the exponential average over scores, 0 for none. `hold_s`: how long another
-    activity must lead that average before it is decided.
+    `smoothing_s`: time constant of the exponential average over scores, 0 for none; where it is not set, 0 with the
+    model's context and 1 without. `hold_s`: how long another activity must lead that average before it is decided.
     """
 
-    smoothing_s: float = 1.0
+    smoothing_s: float | None = None
     hold_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse times that are negative or not finite."""
         for name in ("smoothing_s", "hold_s"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value}")
 
 
 class Decision:
     """The decided activity of one stream."""
 
-    def __init__(self, labels: Sequence[str], settings: DecisionSettings) -> None:
+    def __init__(self, labels: Sequence[str], settings: DecisionSettings, *, in_context: bool = False) -> None:
+        """`in_context`: whether the scores are those of a context, which has looked back already."""
         self._names = (*labels, UNKNOWN)
-        self._smoothing_ns = settings.smoothing_s * 1e9
+        self._settings = settings
         self._hold_ns = settings.hold_s * 1e9
         self.activity: str | None = None
+        self.use_context(in_context)
         self.clear()
+
+    def use_context(self, used: bool) -> None:
+        """Say whether scores are those of a context from now on; what was decided, and smoothed, goes on."""
+        default = 0.0 if used else SMOOTHING_S
+        self._smoothing_ns = 1e9 * (default if self._settings.smoothing_s is None else self._settings.smoothing_s)
 
     def clear(self) -> None:
         """Forget the smoothed scores, as after a gap; the activity stands until the next window."""
@@ -53,14 +63,18 @@ class Decision:
         self._t_ns = 0
         self._challenger = -1
         self._since_ns = 0
+        self._doubted = False
 
     def update(self, t_ns: int, scores: Sequence[float], known: bool) -> tuple[str, float]:
         """Take one window's scores at its end `t_ns`; return the activity and its smoothed score.
 
-        A window that is not known counts fully for `UNKNOWN`, whatever its scores.
+        Windows that are not known count fully for `UNKNOWN`, whatever their scores, from the second in a row on, or
+        where nothing came before: a single one among others is more likely an odd movement than another activity.
         """
-        new = [*scores, 0.0] if known else [0.0] * len(scores) + [1.0]
         first = self._scores is None
+        unknown = not known and (first or self._doubted)
+        self._doubted = not known
+        new = [0.0] * len(scores) + [1.0] if unknown else [*scores, 0.0]
         if self._scores is None:
             smoothed = new
         else:

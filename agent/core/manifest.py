@@ -12,12 +12,21 @@ import numpy as np
 from agent.core.normalise import Normalisation
 from agent.core.timeline import MAX_RATE_HZ, MIN_RATE_HZ
 from agent.errors import ModelContractError
-from agent.records import CHANNELS, UNKNOWN, Float32Array
+from agent.records import CHANNELS, UNKNOWN, Float32Array, Float64Array, Int8Array
 
 SCHEMA = 1
 """The manifest schema that this version reads and writes."""
 
 REQUIRED_FILES = ("encoder.onnx", "classifier.onnx", "decoder.onnx", "golden.npz", "CARD.md")
+NOVELTY = "novelty.onnx"
+"""An optional file: how unlike the codes of known activities a code is. Without it, that is the decoder's error."""
+
+CONTEXT = "context.onnx"
+"""An optional file, which comes with the manifest's `context`."""
+
+MAX_LOOK_BACK_S = 30.0
+"""How far back a context may reach: what follows a change of activity may not wait longer for what preceded it."""
+
 SIZE_CAPS = {".onnx": 8 << 20, ".npz": 4 << 20, ".md": 256 << 10}
 """Largest size that is read, per suffix: far above any bundle for a board, far below what exhausts one."""
 
@@ -52,15 +61,26 @@ class FileEntry(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How logits and reconstruction errors are read.
+    """How logits and novelty are read.
 
     `temperature` divides the logits before softmax (Guo et al., ICML 2017). A window whose novelty exceeds
-    `novelty_threshold` is unknown. `novelty_quantiles`: quantile -> novelty on held-out windows, for comparison.
+    `novelty_threshold` is unknown. `novelty_quantiles`: quantile -> novelty on held-out windows, for comparison. Both
+    are in the unit of what gives the novelty: `novelty.onnx`, or else the decoder's error.
     """
 
     temperature: float
     novelty_threshold: float
     novelty_quantiles: Mapping[str, float] = {}
+
+
+class Context(NamedTuple):
+    """What `context.onnx` looks at: the codes of so many windows, the current one the last, at the bundle's own hop.
+
+    `temperature` divides its logits before softmax, as `Calibration.temperature` does a single window's.
+    """
+
+    windows: int
+    temperature: float
 
 
 class Manifest(NamedTuple):
@@ -77,7 +97,13 @@ class Manifest(NamedTuple):
     files: Mapping[str, FileEntry]
     training: Mapping[str, Any] = {}
     metrics: Mapping[str, Any] = {}
+    context: Context | None = None
     schema: int = SCHEMA
+
+    @property
+    def look_back_s(self) -> float:
+        """How far back the context reaches, in seconds; 0 without one."""
+        return self.context.windows * self.input.hop / self.input.rate_hz if self.context else 0.0
 
 
 class Bundle(NamedTuple):
@@ -93,11 +119,26 @@ class Bundle(NamedTuple):
         return f"{self.manifest.name}@{self.digest[:8]}"
 
 
+class Golden(NamedTuple):
+    """Windows, float32 (n, window, 6) in g and rad/s, and the code, logits and novelty that they must give.
+
+    Where there is a context, also `codes`, int8 (m, windows, *code), and the logits that it must give of them.
+    """
+
+    window: Float32Array
+    code: Int8Array
+    logits: Float32Array
+    novelty: Float64Array
+    codes: Int8Array | None = None
+    context_logits: Float32Array | None = None
+
+
 def dump(manifest: Manifest) -> bytes:
     """Return the manifest as the bytes of `manifest.json`."""
     raw = manifest._asdict()
     for part in ("input", "code", "calibration"):
         raw[part] = raw[part]._asdict()
+    raw["context"] = manifest.context and manifest.context._asdict()
     raw["files"] = {name: entry._asdict() for name, entry in manifest.files.items()}
     raw["normalisation"] = {
         "mean": [float(x) for x in manifest.normalisation.mean],
@@ -173,10 +214,9 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         str(name): FileEntry(str(f["sha256"]), _positive(f["bytes"], f"files.{name}.bytes"))
         for name, f in raw["files"].items()
     }
-    temperature = _number(calibration["temperature"], "calibration.temperature")
     threshold = _number(calibration["novelty_threshold"], "calibration.novelty_threshold")
-    if not (0 < temperature < 100 and threshold > 0):
-        raise ValueError("calibration.temperature and novelty_threshold must be positive")
+    if threshold <= 0:
+        raise ValueError("calibration.novelty_threshold must be positive")
     return Manifest(
         name=_name(raw["name"], "name"),
         version=_name(raw["version"], "version"),
@@ -186,14 +226,30 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         normalisation=Normalisation(_float32(norm["mean"]), _float32(norm["std"])),
         code=Code(shape, code["dtype"], code["bytes"]),
         calibration=Calibration(
-            temperature,
+            _temperature(calibration["temperature"], "calibration.temperature"),
             threshold,
             {str(q): float(v) for q, v in calibration["novelty_quantiles"].items()},
         ),
         files=files,
         training=dict(raw.get("training", {})),
         metrics=dict(raw.get("metrics", {})),
+        context=_context(raw.get("context"), entry),
     )
+
+
+def _context(raw: Any, entry: Input) -> Context | None:
+    if raw is None:
+        return None
+    context = Context(
+        _positive(raw["windows"], "context.windows"), _temperature(raw["temperature"], "context.temperature")
+    )
+    look_back_s = context.windows * entry.hop / entry.rate_hz
+    if look_back_s > MAX_LOOK_BACK_S:
+        raise ValueError(
+            f"context.windows is {context.windows}: it looks back {look_back_s:g} s, at most {MAX_LOOK_BACK_S:g} s "
+            "are allowed"
+        )
+    return context
 
 
 def _float32(values: Any) -> Float32Array:
@@ -218,6 +274,13 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
     return float(value)
+
+
+def _temperature(value: object, name: str) -> float:
+    temperature = _number(value, name)
+    if not 0 < temperature < 100:
+        raise ValueError(f"{name} must be positive and below 100")
+    return temperature
 
 
 def _positive(value: object, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Novelty: how badly the autoencoder reconstructs a window."""
+"""Novelty of a bundle that has no graph for it: how badly the decoder rebuilds a window from its code."""
 
 import numpy as np
 

@@ -1,11 +1,13 @@
 """What an ONNX file declares, read from its protobuf bytes without the onnx package.
 
 The agent must know a graph's operators, and whether it points at data outside the file, before it hands the bytes to
-ONNX Runtime. The onnx package costs a board about 70 MB for that; the few fields needed are read here. Field numbers
-are those of `onnx.proto` (ONNX IR version 3 and later); wire types are those of the protobuf encoding.
+ONNX Runtime. The onnx package costs a board about 70 MB for that; the few fields needed are read here, and copied
+where several graphs become one. Field numbers are those of `onnx.proto` (ONNX IR version 3 and later); wire types are
+those of the protobuf encoding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from agent.errors import ModelContractError
 
@@ -15,6 +17,23 @@ _MAX_DEPTH = 8
 
 _EXTERNAL = 1
 """TensorProto.DataLocation.EXTERNAL."""
+
+FLOAT, INT8 = 1, 3
+"""TensorProto.DataType."""
+
+_NODE, _NAME, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 2, 5, 11, 12, 15
+"""Fields of GraphProto that say what it computes, with the name that it must have."""
+
+
+class Value(NamedTuple):
+    """An input or output of a graph, as the graph declares it.
+
+    `dtype`: a TensorProto.DataType, 0 where it is no tensor. `shape`: None for what is no number, such as the batch.
+    """
+
+    name: str
+    dtype: int
+    shape: tuple[int | None, ...]
 
 
 class OnnxSummary:
@@ -42,6 +61,125 @@ def summarise(model: bytes) -> OnnxSummary:
         elif number == 25:
             summary.functions = True
     return summary
+
+
+def signature(model: bytes) -> tuple[list[Value], list[Value]]:
+    """Return the inputs and the outputs that a ModelProto declares, initializers left out.
+
+    Raises:
+        ModelContractError: the bytes are not a protobuf message.
+    """
+    parts = _Parts(model)
+    inputs = [_value(data) for name, data in parts.inputs.items() if name not in parts.constants]
+    return inputs, [_value(data) for data in parts.outputs.values()]
+
+
+def fuse(models: Sequence[bytes]) -> bytes | None:
+    """Return several models as one, which takes what the first takes and gives what all of them give, in order.
+
+    What a model takes, one before it must give; it is still given. Nodes and initializers are copied as they are. None
+    where the whole would not mean what its parts do: opsets differ, a name is defined twice, a model takes something
+    that none before it gives, or uses what it does not define.
+
+    Raises:
+        ModelContractError: the bytes are not protobuf messages.
+    """
+    first, *others = parts = [_Parts(model) for model in models]
+    given = set(first.outputs)
+    defined = first.defined | first.inputs.keys()
+    for part in others:
+        names = part.defined | part.outputs.keys()
+        if part.opsets != first.opsets or not part.inputs.keys() <= given or defined & names:
+            return None
+        given |= part.outputs.keys()
+        defined |= names
+    if not all(part.used <= part.defined | part.inputs.keys() | {""} for part in parts):
+        return None
+    graph = [_field(_NAME, b"fused"), *(_field(_INPUT, data) for data in first.inputs.values())]
+    graph += [_field(number, data) for part in parts for number, data in part.body]
+    graph += [_field(_OUTPUT, data) for part in parts for data in part.outputs.values()]
+    return first.head + _field(7, b"".join(graph))
+
+
+class _Parts:
+    """What of a ModelProto goes on in a fused one, and the names in it.
+
+    `head`: IR version and opsets, as they are. `body`: nodes and initializers, each with the number of its field.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        self.head = b""
+        self.body: list[tuple[int, memoryview]] = []
+        self.inputs: dict[str, memoryview] = {}
+        self.outputs: dict[str, memoryview] = {}
+        self.constants: set[str] = set()
+        self.computed: set[str] = set()
+        self.used: set[str] = set()
+        summary = OnnxSummary()
+        for number, value in _fields(memoryview(model)):
+            if number == 1 and isinstance(value, int):
+                self.head += _number(1 << 3 | _VARINT) + _number(value)
+            elif number == 8:
+                _opset(_message(value), summary)
+                self.head += _field(8, _message(value))
+            elif number == 7:
+                # A message that comes in several parts is one: protobuf merges them in order.
+                self._graph(_message(value))
+        self.opsets = summary.opsets
+
+    @property
+    def defined(self) -> set[str]:
+        """Names that the graph gives a meaning to, beside its inputs."""
+        return self.constants | self.computed
+
+    def _graph(self, data: memoryview) -> None:
+        for number, value in _fields(data):
+            if number == _INPUT:
+                self.inputs[_text_in(value, 1)] = _message(value)
+            elif number == _OUTPUT:
+                self.outputs[_text_in(value, 1)] = _message(value)
+            elif number in (_NODE, _INITIALIZER, _SPARSE):
+                self.body.append((number, _message(value)))
+            if number == _NODE:
+                for part, name in _fields(_message(value)):
+                    if part == 1:
+                        self.used.add(_text(name))
+                    elif part == 2:
+                        self.computed.add(_text(name))
+                # An output that is optional, and not wanted, has no name.
+                self.computed.discard("")
+            elif number == _INITIALIZER:
+                self.constants.add(_text_in(value, 8))
+            elif number == _SPARSE:
+                self.constants.update(_text_in(values, 8) for values in _inside(_message(value), 1))
+
+
+def _value(data: memoryview) -> Value:
+    """Read a ValueInfoProto."""
+    dtype, shape = 0, list[int | None]()
+    for tensor in _inside(data, 2, 1):
+        dtype = next((value for number, value in _fields(tensor) if number == 1 and isinstance(value, int)), 0)
+        shape += [
+            next((value for number, value in _fields(dimension) if number == 1 and isinstance(value, int)), None)
+            for dimension in _inside(tensor, 2, 1)
+        ]
+    return Value(_text_in(data, 1), dtype, tuple(shape))
+
+
+def _inside(data: memoryview, *path: int) -> Iterator[memoryview]:
+    """Yield the messages at the end of a path of field numbers."""
+    if not path:
+        yield data
+        return
+    for number, value in _fields(data):
+        if number == path[0]:
+            yield from _inside(_message(value), *path[1:])
+
+
+def _text_in(message: int | memoryview, number: int) -> str:
+    """The text in a field of a message, empty where it is not there; of several the last one counts, as in protobuf."""
+    texts = [_text(value) for found, value in _fields(_message(message)) if found == number]
+    return texts[-1] if texts else ""
 
 
 def _opset(data: memoryview, summary: OnnxSummary) -> None:
@@ -134,3 +272,15 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise ModelContractError("it is not a whole ONNX file")
+
+
+def _field(number: int, data: bytes | memoryview) -> bytes:
+    return _number(number << 3 | _BYTES) + _number(len(data)) + data
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

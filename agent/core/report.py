@@ -2,8 +2,8 @@
 
 A window is scored by the label at its centre. Delay is measured for each onset, the moment at which the recording's
 label becomes another one: the end of the first window after it whose decided activity is that label, less the onset. An
-onset whose label is not decided before the next onset is missed. Delays are kept in a histogram, so that the memory
-does not grow with the recording: their quantiles are within 2 %.
+onset whose label is not decided while it lasts is missed. Delays are kept in a histogram, so that the memory does not
+grow with the recording: their quantiles are within 2 %.
 """
 
 from collections import Counter, deque
@@ -96,6 +96,8 @@ class _Stream:
             self._take_onset(change)
 
     def _take_onset(self, change: LabelChange) -> None:
+        # What waited for its label to be decided has ended.
+        self._open = None
         if change.label is None:
             return
         # What a recording begins with is no change of activity.

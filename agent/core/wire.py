@@ -67,7 +67,7 @@ class LivePredictions:
         scores = ",".join(f"{encode_basestring(label).replace('%', '%%')}:%.{_DIGITS}f" for label in labels)
         self._format = (
             f'{{"v":{VERSION},"id":%s,"device":%s,"seq":%d,"t0":%s,"t1":%s,"time":"%s","clock_synced":%s,'
-            f'"label":%s,"confidence":%.{_DIGITS}f,"scores":{{{scores}}},"novelty":%.{_DIGITS}g,"known":%s,'
+            f'"label":%s,"confidence":%.{_DIGITS}f,"scores":{{{scores}}},"novelty":%s,"known":%s,'
             '"activity":%s,"origin":"%s","model":%s,"historical":false%s}'
         )
         self._boot = boot
@@ -101,7 +101,7 @@ class LivePredictions:
             text(p.label),
             p.confidence,
             *p.scores,
-            p.novelty,
+            _significant(p.novelty),
             "true" if p.known else "false",
             text(p.activity),
             p.origin.value,

@@ -7,23 +7,34 @@ from contextlib import ExitStack
 from agent.errors import InferenceError
 from agent.pipeline import Pipeline
 from agent.ports import Clock, Model, Sink, Source
-from agent.records import BadFrame, Event, Float32Array, Loss, Prediction, SampleBatch, Scores, Timings, Turn, Unscored
+from agent.records import (
+    BadFrame,
+    Event,
+    Float32Array,
+    Int8Array,
+    Loss,
+    Prediction,
+    SampleBatch,
+    Scores,
+    Timings,
+    Turn,
+    Unscored,
+)
 
 
 class TimedModel:
     """A `ports.Model` that remembers how long its calls took."""
 
     def __init__(self, model: Model, clock: Clock) -> None:
-        self._model = model
         self._clock = clock
-        self.id = model.id
-        self.labels = model.labels
+        self.replace(model)
         self.spent_ns = 0
         """Total of all calls so far."""
 
     def replace(self, model: Model) -> None:
         """Time another model from now on."""
-        self._model, self.id, self.labels = model, model.id, model.labels
+        self._model = model
+        self.id, self.labels, self.context_windows = model.id, model.labels, model.context_windows
 
     def infer(self, windows: Float32Array) -> Scores:
         """See `ports.Model.infer`."""
@@ -31,6 +42,13 @@ class TimedModel:
         scores = self._model.infer(windows)
         self.spent_ns += self._clock.monotonic_ns() - start
         return scores
+
+    def contextualise(self, codes: Int8Array) -> Float32Array:
+        """See `ports.Model.contextualise`."""
+        start = self._clock.monotonic_ns()
+        logits = self._model.contextualise(codes)
+        self.spent_ns += self._clock.monotonic_ns() - start
+        return logits
 
 
 class Engine:

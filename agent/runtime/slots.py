@@ -129,18 +129,26 @@ class Canary:
         windows = np.concatenate(self._taken)
         self._taken, self._held = [], 0
         scored: list[Scores] = []
+        logits: list[Float32Array] = []
+        # The candidate comes last: what stays in `logits` is its own.
         for i, opened in enumerate(self._opened):
+            context = opened.manifest.context
             normalised = opened.manifest.normalisation.apply(windows)
             start_ns = self._clock.monotonic_ns()
             try:
                 scores = opened.model.infer(normalised)
+                logits = [scores.logits]
+                if context:
+                    # Whose windows these are is not known here: each stands for those before it, too.
+                    codes = np.repeat(scores.code[:, None], context.windows, axis=1)
+                    logits.append(opened.model.contextualise(codes))
             except InferenceError as e:
                 # Whether the model in service fails is the engine's business, and says nothing about the other one.
                 return str(e) if opened is self.candidate else None
             spent_ns = self._clock.monotonic_ns() - start_ns
             self._fastest_ns[i] = min(self._fastest_ns[i], spent_ns / len(windows))
             scored.append(scores)
-        if not np.isfinite(scored[1].logits).all():
+        if not all(np.isfinite(each).all() for each in logits):
             return "its scores are not finite numbers"
         self._compare(scored)
         self.scored += len(windows)
@@ -150,8 +158,8 @@ class Canary:
         """Return how both did on the same live windows, as plain values; None before the first.
 
         `agreement`: share of windows that got the same label, None where the two do not have the same labels.
-        `confidence`: mean calibrated probability of the label of each window. `novelty`: its mean, in units of each
-        bundle's own training variance. `unknown`: share of windows above the threshold. A figure that is no finite
+        `confidence`: mean calibrated probability of the label of each window. `novelty`: its mean, in each
+        bundle's own unit. `unknown`: share of windows above the threshold. A figure that is no finite
         number is None.
         """
         if not self.scored:

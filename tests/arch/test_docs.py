@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agent.adapters.bundle import ALLOWED_OPERATORS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -13,3 +15,9 @@ def test_generated_pages_are_up_to_date() -> None:
     )
 
     assert checked.returncode == 0, checked.stderr
+
+
+def test_the_operators_of_a_bundle_are_those_that_are_allowed() -> None:
+    text = " ".join((ROOT / "docs" / "reference" / "bundle.md").read_text().split())
+
+    assert f"without control flow or I/O: {', '.join(sorted(ALLOWED_OPERATORS))}." in text

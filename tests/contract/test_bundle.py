@@ -4,14 +4,16 @@ import io
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from graphs import classifier, context, encoder, field, node, write_bundle
 
 from agent.adapters.bundle import builtin_models, find_bundle, load_bundle, read_golden
 from agent.adapters.onnx_model import OrtModel
 from agent.app.compose import open_model
-from agent.core.manifest import sha256
+from agent.core.manifest import Context, sha256
 from agent.core.onnx_wire import summarise
 from agent.errors import InferenceError, ModelContractError
 
@@ -34,19 +36,6 @@ def replace_file(folder, name, data):
     edit_manifest(folder, lambda raw: raw["files"][name].update(sha256=sha256(data), bytes=len(data)))
 
 
-def varint(value):
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def field(number, data):
-    """One length-delimited protobuf field."""
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
 def test_the_shipped_bundle_passes_its_own_proof(har_base):
     model = open_model("har-base")
 
@@ -64,7 +53,8 @@ def test_the_shipped_bundle_keeps_its_size(har_base):
 
 def test_a_window_scores_the_same_alone_and_in_a_batch(har_base):
     model = open_model("har-base")
-    windows = model.bundle.manifest.normalisation.apply(read_golden(model.bundle)[0])
+    golden = read_golden(model.bundle)
+    windows = model.bundle.manifest.normalisation.apply(golden.window)
     many = np.resize(windows, (256, *windows.shape[1:]))
     batched = model.infer(many)
 
@@ -73,6 +63,10 @@ def test_a_window_scores_the_same_alone_and_in_a_batch(har_base):
         assert np.array_equal(alone.code[0], batched.code[i])
         assert np.array_equal(alone.logits[0], batched.logits[i])
         assert alone.novelty[0] == batched.novelty[i]
+    if golden.codes is not None:
+        in_context = model.contextualise(golden.codes)
+        for i in range(len(golden.codes)):
+            assert np.array_equal(model.contextualise(golden.codes[i : i + 1])[0], in_context[i])
 
 
 def test_a_call_that_the_runtime_refuses_is_an_inference_error():
@@ -193,7 +187,8 @@ def test_graphs_that_nest_too_deep_are_refused():
 
 
 def test_a_graph_that_onnx_runtime_cannot_open_is_refused(bundle):
-    replace_file(bundle, "encoder.onnx", field(8, bytes([2 << 3, 17])))
+    undefined = field(7, field(1, node("Relu", "nothing", "something")))
+    replace_file(bundle, "encoder.onnx", (bundle / "encoder.onnx").read_bytes() + undefined)
 
     with pytest.raises(ModelContractError, match=r"encoder\.onnx cannot be opened"):
         OrtModel(load_bundle(bundle))
@@ -287,7 +282,7 @@ def test_golden_outputs_out_of_tolerance_are_refused(bundle, changes):
     loaded = load_bundle(bundle)
 
     with pytest.raises(ModelContractError, match="fails its golden vectors on this board"):
-        OrtModel(loaded).verify(*read_golden(loaded))
+        OrtModel(loaded).verify(read_golden(loaded))
 
 
 @pytest.mark.parametrize(
@@ -304,6 +299,21 @@ def test_golden_vectors_that_do_not_fit_are_refused(bundle, changes, says):
 
     with pytest.raises(ModelContractError, match=says):
         read_golden(load_bundle(bundle))
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.09, False), (0.11, True)])
+@pytest.mark.parametrize("golden_novelty", [0.0, 1.0, 200.0])
+def test_novelty_near_zero_is_held_against_a_quarter_of_the_threshold(tmp_path, golden_novelty, share, refused):
+    loaded = load_bundle(write_bundle(tmp_path, novel=True))
+    model, read = OrtModel(loaded), read_golden(loaded)
+    scores = model.infer(read.window)
+    quarter = loaded.manifest.calibration.novelty_threshold / 4
+    told = np.full(len(read.window), golden_novelty)
+    off = share * max(golden_novelty, quarter)
+    model.infer = lambda _: scores._replace(novelty=told + off)
+
+    with pytest.raises(ModelContractError, match="novelty by 11") if refused else nullcontext():
+        model.verify(read._replace(novelty=told))
 
 
 def test_golden_vectors_that_unpack_to_too_much_are_refused_before_they_are_unpacked(bundle):
@@ -335,3 +345,219 @@ def test_bytes_are_those_that_were_verified(bundle):
     (bundle / "encoder.onnx").write_bytes(b"changed after verification")
 
     assert OrtModel(loaded).id == loaded.id
+
+
+@pytest.fixture(params=[(0, False), (0, True), (5, False), (5, True)], ids=["plain", "novelty", "context", "both"])
+def tiny(request, tmp_path):
+    """A bundle with and without what is optional; its graphs are run as one."""
+    windows, novel = request.param
+    return write_bundle(tmp_path / "tiny", windows, novel)
+
+
+def test_what_is_optional_is_read_and_proven(tiny):
+    loaded = load_bundle(tiny)
+    model = OrtModel(loaded)
+    model.verify(read_golden(loaded))
+
+    assert (model.context_windows == 5) == (tiny / "context.onnx").exists()
+    assert (model.novelty is not None) == (tiny / "novelty.onnx").exists()
+    assert len(model.scoring) == 1
+
+
+def test_one_call_gives_what_the_graphs_give_one_by_one(tiny):
+    loaded = load_bundle(tiny)
+    model = OrtModel(loaded)
+    windows = read_golden(loaded).window
+    scores = model.infer(windows)
+
+    (code,) = model.encoder.run(None, {"window": windows})
+    (logits,) = model.classifier.run(None, {"code": code})
+    if model.novelty:
+        (novel,) = model.novelty.run(None, {"code": code})
+    else:
+        (rebuilt,) = model.decoder.run(None, {"code": code})
+        novel = np.square(windows - rebuilt).mean((1, 2))
+    assert np.array_equal(scores.code, code)
+    assert np.array_equal(scores.logits, logits)
+    np.testing.assert_allclose(scores.novelty, novel, rtol=1e-6)
+    assert [a.dtype for a in scores] == [np.float32, np.int8, np.float64]
+
+
+def test_what_scores_alone_and_in_a_batch_is_the_same(tiny):
+    loaded = load_bundle(tiny)
+    model = OrtModel(loaded)
+    golden = read_golden(loaded)
+    many = model.infer(golden.window)
+
+    for i in range(len(golden.window)):
+        assert all(np.array_equal(a[0], b[i]) for a, b in zip(model.infer(golden.window[i : i + 1]), many, strict=True))
+    if golden.codes is not None:
+        for i, logits in enumerate(golden.context_logits):
+            assert np.array_equal(model.contextualise(golden.codes[i : i + 1])[0], logits)
+
+
+def test_graphs_whose_names_collide_are_run_one_by_one(tmp_path):
+    loaded = load_bundle(write_bundle(tmp_path, graphs={"classifier.onnx": classifier("e")}))
+    model = OrtModel(loaded)
+    model.verify(read_golden(loaded))
+
+    assert model.scoring == [model.encoder, model.classifier, model.decoder]
+
+
+def test_graphs_of_different_opsets_are_run_one_by_one(tmp_path):
+    loaded = load_bundle(write_bundle(tmp_path, graphs={"classifier.onnx": classifier(opset=18)}))
+    model = OrtModel(loaded)
+    model.verify(read_golden(loaded))
+
+    assert len(model.scoring) == 3
+
+
+def test_a_bundle_without_context_has_none(tmp_path):
+    model = OrtModel(load_bundle(write_bundle(tmp_path)))
+
+    assert model.context_windows == 0
+    with pytest.raises(InferenceError, match=r"has no context\.onnx"):
+        model.contextualise(np.zeros((1, 2, 4), np.int8))
+
+
+def test_a_context_that_the_runtime_refuses_is_an_inference_error(tmp_path):
+    with pytest.raises(InferenceError, match="context of 2 windows"):
+        OrtModel(load_bundle(write_bundle(tmp_path, 5))).contextualise(np.zeros((2, 4, 4), np.int8))
+
+
+def test_a_context_that_only_the_manifest_knows_is_refused(tmp_path):
+    folder = write_bundle(tmp_path, context=Context(5, 1.0))
+
+    with pytest.raises(ModelContractError, match=r"one of context\.onnx and `context`"):
+        load_bundle(folder)
+
+
+def test_a_context_that_the_manifest_does_not_know_is_refused(tmp_path):
+    folder = write_bundle(tmp_path, 5, context=None)
+
+    with pytest.raises(ModelContractError, match=r"one of context\.onnx and `context`"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"windows": 0, "temperature": 1}, "windows must be a positive whole number"),
+        ({"windows": -3, "temperature": 1}, "windows must be a positive whole number"),
+        ({"windows": 5.0, "temperature": 1}, "windows must be a positive whole number"),
+        ({"windows": True, "temperature": 1}, "windows must be a positive whole number"),
+        ({"windows": 10**400, "temperature": 1}, r"manifest\.json"),
+        ({"windows": 24, "temperature": 1}, r"looks back 30\.72 s, at most 30 s"),
+        ({"windows": 5, "temperature": 0}, "temperature must be positive"),
+        ({"windows": 5, "temperature": "1"}, "finite number"),
+        ({"windows": 5}, "lacks 'temperature'"),
+        ({"temperature": 1}, "lacks 'windows'"),
+        ([5, 1], r"manifest\.json"),
+        (True, r"manifest\.json"),
+    ],
+)
+def test_a_context_that_makes_no_sense_is_refused(tmp_path, entry, says):
+    folder = write_bundle(tmp_path, 5)
+    edit_manifest(folder, lambda raw: raw.update(context=entry))
+
+    with pytest.raises(ModelContractError, match=says):
+        load_bundle(folder)
+
+
+def test_a_look_back_of_31_s_is_refused_and_one_of_30_s_is_not(tmp_path):
+    folder = write_bundle(tmp_path, 30)
+    edit_manifest(folder, lambda raw: raw["input"].update(hop=50))
+    assert load_bundle(folder).manifest.look_back_s == 30
+
+    edit_manifest(folder, lambda raw: raw["context"].update(windows=31))
+    with pytest.raises(ModelContractError, match="looks back 31 s"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("absent", [lambda raw: raw.pop("context"), lambda raw: raw.update(context=None)])
+def test_a_manifest_without_context_has_none(tmp_path, absent):
+    folder = write_bundle(tmp_path)
+    edit_manifest(folder, absent)
+
+    assert (load_bundle(folder).manifest.context, load_bundle(folder).manifest.look_back_s) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("graphs", "says"),
+    [
+        (
+            {"context.onnx": context(6)},
+            r"context\.onnx: its input is 'codes', int8 \(any, 6, 4\), where .* \(any, 5, 4\)",
+        ),
+        ({"context.onnx": context(5, labels=4)}, r"context\.onnx: its output is 'logits', float32 \(any, 4\)"),
+        ({"context.onnx": classifier()}, r"context\.onnx: its input is 'code'"),
+        ({"novelty.onnx": classifier()}, r"novelty\.onnx: its output is 'logits'"),
+        ({"classifier.onnx": classifier(batch=1)}, r"classifier\.onnx: its input is 'code', int8 \(1, 4\)"),
+        ({"classifier.onnx": classifier(declared=4)}, r"classifier\.onnx: its output is 'logits', float32 \(any, 4\)"),
+        ({"classifier.onnx": encoder("x")}, r"classifier\.onnx: its input is 'window'"),
+        ({"decoder.onnx": classifier("x")}, r"decoder\.onnx: its output is 'logits'"),
+    ],
+)
+def test_graphs_unlike_the_manifest_are_refused_though_they_run_as_one(tmp_path, graphs, says):
+    loaded = load_bundle(write_bundle(tmp_path, 5, novel=True, graphs=graphs))
+
+    with pytest.raises(ModelContractError, match=says):
+        OrtModel(loaded)
+
+
+def test_graphs_that_give_other_shapes_than_they_declare_are_refused(tmp_path):
+    loaded = load_bundle(write_bundle(tmp_path, graphs={"classifier.onnx": classifier(labels=4)}))
+
+    with pytest.raises(ModelContractError, match="do not give the shapes that they declare"):
+        OrtModel(loaded).verify(read_golden(loaded))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context_logits": lambda a: a + 1},
+        {"context_logits": lambda a: a[:, ::-1].copy()},
+        {"codes": lambda a: a[::-1].copy()},
+        {"context_logits": lambda a: a * np.float32("nan")},
+        {"novelty": lambda a: a + 10},
+    ],
+)
+def test_golden_outputs_of_what_is_optional_are_held_to_their_tolerance(tmp_path, changes):
+    folder = write_bundle(tmp_path, 5, novel=True)
+    golden(folder, **changes)
+    loaded = load_bundle(folder)
+
+    with pytest.raises(ModelContractError, match="fails its golden vectors on this board"):
+        OrtModel(loaded).verify(read_golden(loaded))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"codes": lambda a: a[:, 1:]}, "shapes and types"),
+        ({"codes": lambda a: a.astype(np.int16)}, "shapes and types"),
+        ({"codes": lambda a: a[0, 0, 0]}, "shapes and types"),
+        ({"context_logits": lambda a: a[1:]}, "shapes and types"),
+        ({"context_logits": lambda a: a.astype(np.float64)}, "shapes and types"),
+        ({name: lambda a: a[:0] for name in ("codes", "context_logits")}, "no windows"),
+    ],
+)
+def test_golden_codes_that_do_not_fit_are_refused(tmp_path, changes, says):
+    folder = write_bundle(tmp_path, 5)
+    golden(folder, **changes)
+
+    with pytest.raises(ModelContractError, match=says):
+        read_golden(load_bundle(folder))
+
+
+@pytest.mark.parametrize("lost", ["codes", "context_logits"])
+def test_a_context_without_golden_vectors_is_refused(tmp_path, lost):
+    folder = write_bundle(tmp_path, 5)
+    with np.load(folder / "golden.npz") as arrays:
+        kept = {name: arrays[name] for name in arrays if name != lost}
+    out = io.BytesIO()
+    np.savez(out, **kept)
+    replace_file(folder, "golden.npz", out.getvalue())
+
+    with pytest.raises(ModelContractError, match=f"cannot be read: .*{lost}"):
+        read_golden(load_bundle(folder))

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from fakes import signal
+from graphs import write_bundle
 from nacl.signing import SigningKey
 
 from agent.adapters.bundle import pack
@@ -81,7 +82,7 @@ def test_a_signed_bundle_is_installed_listed_and_rolled_back(state, public_key, 
     assert done["signed_by"] == fingerprint
     assert done["changed"]
     assert done["agent"] == "no agent is running here"
-    assert [(r["where"], r["state"], r["signed_by"]) for r in rows] == [
+    assert [(r["where"], r["state"], r["signed_by"]) for r in rows if r["state"]] == [
         ("shipped", "configured, active", None),
         ("slot a", "candidate", fingerprint),
     ]
@@ -90,6 +91,19 @@ def test_a_signed_bundle_is_installed_listed_and_rolled_back(state, public_key, 
     assert "nothing to roll back" in har_agent("rollback", status=2)
     assert har_agent("trust", "--remove", fingerprint[:12]).startswith(fingerprint)
     assert "no key that is trusted here has signed it" in har_agent("install", single, status=78)
+
+
+def test_a_bundle_with_context_is_shown_as_such(state, tmp_path):
+    bundle = write_bundle(tmp_path / "tiny", 5, novel=True)
+
+    text = har_agent("verify", bundle)
+    assert "novelty is that of novelty.onnx, it looks back 6.4 s" in text
+    assert "decoder.onnx is not proven" in text
+    facts = json.loads(har_agent("verify", bundle, "--json"))
+    assert (facts["novelty"], facts["look_back_s"]) == ("novelty.onnx", 6.4)
+    har_agent("install", bundle, "--allow-unsigned")
+    rows = {row["where"]: row for row in json.loads(har_agent("list", "--json"))}
+    assert (rows["slot a"]["novelty"], rows["slot a"]["look_back_s"]) == ("novelty.onnx", 6.4)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +165,11 @@ def test_what_is_damaged_is_listed_as_such(state, har_base, tmp_path, monkeypatc
     (state / "models" / "a" / "CARD.md").unlink()
     monkeypatch.setenv("HAR_AGENT__MODEL__BUNDLE", str(tmp_path / "nowhere"))
 
-    rows = json.loads(har_agent("list", "--json"))
+    rows = [row for row in json.loads(har_agent("list", "--json")) if row["where"] != "shipped"]
 
-    assert [r["where"] for r in rows] == ["shipped", str(tmp_path / "nowhere"), "slot a"]
-    assert rows[1]["state"].startswith("configured, active, unusable: ")
-    assert "CARD.md cannot be read" in rows[2]["state"]
+    assert [r["where"] for r in rows] == [str(tmp_path / "nowhere"), "slot a"]
+    assert rows[0]["state"].startswith("configured, active, unusable: ")
+    assert "CARD.md cannot be read" in rows[1]["state"]
 
     (state / "models" / "slots.json").write_text("rot")
 

@@ -16,6 +16,7 @@ from agent.cli._exit import exit_status
 from agent.errors import SourceUnavailable
 
 HEADER = "# format: har-recording/1\n# device: waist-07\n# rate_hz: 50\n# acc_unit: g\n# gyro_unit: rad/s\n"
+CASES = Path(__file__).parent.parent / "replay" / "cases"
 COLUMNS = "t,ax,ay,az,gx,gy,gz,label\n"
 
 
@@ -104,6 +105,25 @@ def test_a_pattern_takes_all_that_match_in_order_each_from_a_fresh_state(tmp_pat
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     assert [m["recording"][-5:] for m in messages] == ["a.csv"] * 5 + ["b.csv"] * 5
     assert [m["seq"] for m in messages] == [0, 1, 2, 3, 4] * 2
+
+
+def test_the_summary_says_how_right_the_labels_were_and_how_soon(tmp_path):
+    day, report = CASES / "an-ordinary-day" / "recording.csv.gz", tmp_path / "r.json"
+    said = har_agent("replay", day, "--report", report).stderr.decode()
+    got = json.loads(report.read_text())
+
+    onsets = got["onsets"]
+    assert f"{got['accuracy']:.1%} right, {got['activity_accuracy']:.1%} of decided activities" in said
+    assert onsets["count"] == 5
+    assert f"5 changes of label: {onsets['missed']} missed, the others decided within" in said
+    assert f"{onsets['delay_median_s']:.2f} s (median), {onsets['delay_p90_s']:.2f} s (p90)" in said
+
+
+def test_the_summary_of_a_recording_with_one_label_tells_of_no_changes(good):
+    said = har_agent("replay", good).stderr.decode()
+
+    assert "labelled windows" in said
+    assert "changes of label" not in said
 
 
 def test_the_report_counts_everything(tmp_path):

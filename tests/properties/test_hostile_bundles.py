@@ -4,6 +4,7 @@ import contextlib
 import json
 import tracemalloc
 
+from graphs import classifier, decoder, encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from agent.adapters.bundle import builtin_models, load_bundle, pack, read_files
 from agent.adapters.signature import public_key, public_pem
 from agent.core import slots, tar
 from agent.core.manifest import parse
+from agent.core.onnx_wire import fuse, signature, summarise
 from agent.errors import ModelContractError, UsageError
 
 HAR_BASE = builtin_models() / "har-base"
@@ -68,6 +70,17 @@ def test_an_archive_is_unpacked_or_refused(data):
         return
     assert sum(map(len, files.values())) <= len(data)
     assert all("/" not in name and not name.startswith(".") for name in files)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([encoder(), classifier(), decoder()]).flatmap(edited_bytes))
+def test_a_graph_is_read_and_fused_or_refused(data):
+    with contextlib.suppress(ModelContractError):
+        summarise(data)
+        signature(data)
+        for graphs in ([data, classifier()], [encoder(), data]):
+            fused = fuse(graphs)
+            assert fused is None or signature(fused)
 
 
 @settings(max_examples=150, deadline=None)

@@ -4,7 +4,7 @@ from itertools import cycle, pairwise
 from unittest.mock import patch
 
 import numpy as np
-from fakes import FakeModel, cut, manifest, signal
+from fakes import FakeModel, cut, even_times, manifest, signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,9 +34,9 @@ def streams(draw):
     return t, signal(n, draw(st.integers(0, 99)))
 
 
-def play(t, v, sizes, hop=64, dropped=()):
+def play(t, v, sizes, hop=64, dropped=(), context=0):
     """Feed samples cut to sizes; `dropped`: numbers of samples before which others were let go."""
-    pipeline = Pipeline(FakeModel(), manifest(hop=hop), max_batch=16)
+    pipeline = Pipeline(FakeModel(), manifest(hop=hop, context=context), max_batch=16)
     events = []
     edges = [0, *sorted(d for d in dropped if 0 < d < len(t)), len(t)]
     for a, b in pairwise(edges):
@@ -50,10 +50,31 @@ def play(t, v, sizes, hop=64, dropped=()):
 DROPS = st.sets(st.integers(1, 400), max_size=2)
 
 
-@given(streams(), SIZES, SIZES, st.sampled_from([1, 16, 64, 100, 128]), DROPS)
+CONTEXTS = st.sampled_from([0, 1, 2, 5, 23])
+
+
+@given(streams(), SIZES, SIZES, st.sampled_from([1, 16, 64, 100, 128]), DROPS, CONTEXTS)
 @settings(deadline=None, max_examples=150)
-def test_what_comes_out_does_not_depend_on_how_samples_are_cut(stream, one, other, hop, dropped):
-    assert play(*stream, one, hop, dropped) == play(*stream, other, hop, dropped)
+def test_what_comes_out_does_not_depend_on_how_samples_are_cut(stream, one, other, hop, dropped, context):
+    assert play(*stream, one, hop, dropped, context) == play(*stream, other, hop, dropped, context)
+
+
+@given(streams(), SIZES, st.sampled_from([1, 20, 256]), st.booleans(), CONTEXTS)
+@settings(deadline=None, max_examples=25)
+def test_nor_on_what_other_streams_do(stream, sizes, others, first, context):
+    t, v = stream
+    pipeline = Pipeline(FakeModel(), manifest(context=context))
+    t_other, v_other = even_times(400), signal(400, 7)
+    events = []
+    for i, batch in enumerate(cut(t, v, sizes)):
+        # They come and go, a window or two and now and then a gap at a time.
+        at = i * 150 % 400
+        beside = [SampleBatch(f"o{n}", t_other[at : at + 150], v_other[at : at + 150], at) for n in range(others)]
+        events += pipeline.feed([*beside, batch] if first else [batch, *beside])
+
+    alone, counts = play(t, v, sizes, context=context)
+    assert [e for e in events if e.stream == "s"] == alone
+    assert pipeline.finish("s") == counts
 
 
 @given(streams(), SIZES)

@@ -26,6 +26,11 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path):
     assert got.model.bundle == "har-base"
 
 
+def test_smoothing_is_the_models_matter_until_it_is_set():
+    assert load(environ={}).decision.smoothing_s is None
+    assert load(environ={"HAR_AGENT__DECISION__SMOOTHING_S": "0"}).decision.smoothing_s == 0.0
+
+
 def test_the_environment_may_name_the_file(tmp_path):
     path = write(tmp_path, "[window]\nhop = 8\n")
 

@@ -53,20 +53,31 @@ def test_hold_starts_again_when_the_challenger_loses_its_lead():
     assert got == ["a"] * 7
 
 
-def test_windows_that_are_not_known_become_unknown_and_leave_it_again():
+def test_two_windows_in_a_row_that_are_not_known_are_decided_as_unknown():
     decision = Decision(("a", "b"), DecisionSettings(0, 0))
 
-    assert decision.update(0, A, known=True)[0] == "a"
-    assert decision.update(HOP_NS, A, known=False)[0] == UNKNOWN
-    assert decision.update(2 * HOP_NS, A, known=True)[0] == "a"
+    known = [True, False, True, False, False, False, True]
+    got = [decision.update(i * HOP_NS, A, known=k)[0] for i, k in enumerate(known)]
+
+    assert got == ["a", "a", "a", "a", UNKNOWN, UNKNOWN, "a"]
 
 
-def test_one_strange_window_is_smoothed_over_like_any_other():
-    decision = Decision(("a", "b"), DecisionSettings(4, 0))
+def test_where_nothing_came_before_one_window_is_enough_to_be_unknown():
+    decision = Decision(("a", "b"), DecisionSettings(0, 0))
+
+    assert decision.update(0, A, known=False)[0] == UNKNOWN
+    assert decision.update(HOP_NS, A, known=True)[0] == "a"
+    decision.clear()
+    assert decision.update(5 * HOP_NS, A, known=False)[0] == UNKNOWN
+
+
+def test_strange_windows_are_smoothed_over_like_any_other():
+    decision = Decision(("a", "b"), DecisionSettings(8, 0))
     for i in range(5):
         decision.update(i * HOP_NS, A, known=True)
 
     assert decision.update(5 * HOP_NS, A, known=False)[0] == "a"
+    assert decision.update(6 * HOP_NS, A, known=False)[0] == "a"
 
 
 def test_after_a_gap_nothing_of_the_past_is_averaged_in():
@@ -84,6 +95,26 @@ def test_calibrated_is_a_softmax_over_the_temperature():
 
     assert p.sum(axis=1) == pytest.approx([1, 1])
     assert p[0] == pytest.approx(np.exp([0.5, 1, 1.5]) / np.exp([0.5, 1, 1.5]).sum())
+
+
+def test_a_context_is_not_smoothed_unless_that_is_set():
+    def keeps_a(settings, in_context):
+        decision = Decision(("a", "b"), settings, in_context=in_context)
+        decision.update(0, A, known=True)
+        return decision.update(HOP_NS // 4, B, known=True)[0] == "a"
+
+    assert [keeps_a(DecisionSettings(), used) for used in (False, True)] == [True, False]
+    assert [keeps_a(DecisionSettings(1.0), used) for used in (False, True)] == [True, True]
+    assert [keeps_a(DecisionSettings(0), used) for used in (False, True)] == [False, False]
+
+
+def test_what_is_decided_stands_when_a_context_comes():
+    decision = Decision(("a", "b"), DecisionSettings())
+    decision.update(0, A, known=True)
+    decision.use_context(True)
+
+    assert decision.activity == "a"
+    assert decision.update(HOP_NS // 4, B, known=True) == ("b", pytest.approx(0.9))
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])

@@ -70,6 +70,21 @@ def test_an_onset_that_is_not_decided_before_the_next_is_missed():
     assert card.as_dict()["onsets"]["missed"] == 1
 
 
+def test_an_onset_that_is_decided_only_once_it_is_no_longer_labelled_is_missed():
+    card, _ = scored([(0, "a"), (4.5, "b"), (7, None), (20, "a")], "aaaaaaaabbbbb")
+
+    assert card.as_dict()["onsets"] == {"count": 1, "missed": 1, "delay_median_s": None, "delay_p90_s": None}
+
+
+def test_it_is_the_decided_activity_that_ends_an_onset_not_the_windows_label():
+    card = Scorecard(("a", "b"), 50.0)
+    decided = zip("abbbbb", "aaaabb", strict=True)
+    predictions = [prediction(i, label, activity) for i, (label, activity) in enumerate(decided)]
+    card.take([batch([change(0, "a"), change(1.5, "b")])], predictions)
+
+    assert card.as_dict()["onsets"]["delay_median_s"] == pytest.approx(6 - 1.5, rel=0.02)
+
+
 def test_the_same_label_after_an_unlabelled_stretch_is_no_onset():
     card, _ = scored([(0, "a"), (3, None), (5, "a")], "aaaaaaa")
 

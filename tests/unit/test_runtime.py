@@ -43,6 +43,30 @@ def test_latency_is_measured_where_the_receive_time_is_known():
     assert agent.turn().timings == {}
 
 
+def test_the_contexts_time_is_the_models_and_both_follow_a_replacement():
+    clock = FakeClock()
+
+    class Slow(FakeModel):
+        context_windows = 3
+
+        def infer(self, windows):
+            clock.now_ns += 5
+            return super().infer(windows)
+
+        def contextualise(self, codes):
+            clock.now_ns += 7
+            return super().contextualise(codes)
+
+    timed = TimedModel(FakeModel(), clock)
+    assert timed.context_windows == 0
+    timed.replace(Slow())
+    assert timed.context_windows == 3
+    source = ScriptedSource([[SampleBatch("s", even_times(128), signal(128), 0, t_rx_ns=0)]])
+    agent = Engine(source, Pipeline(timed, manifest(context=3)), [], clock, timed)
+
+    assert agent.turn().timings["s", 0].infer_ns == timed.spent_ns == 12
+
+
 def test_under_backlog_each_window_is_timed_from_its_own_last_sample():
     clock = FakeClock()
     clock.now_ns = 9_000_000_000

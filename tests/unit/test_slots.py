@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from fakes import FakeClock, FakeModel, ScriptedSource, even_times, manifest, signal
 
 from agent.adapters.slot_store import FolderSlotStore
+from agent.core.manifest import Context
 from agent.core.settings import ModelSettings
 from agent.core.slots import MAX_TRIAL_STARTS
 from agent.errors import InferenceError, ModelContractError, OutputError, UsageError
@@ -31,9 +33,12 @@ class NamedModel(FakeModel):
         self.clock, self.slow_ns, self.fails, self.nonsense, self.novelty = clock, slow_ns, fails, nonsense, novelty
         self.seen = []
 
+    def broken(self, _):
+        raise InferenceError(f"{self.id} failed")
+
     def infer(self, windows) -> Scores:
         if self.fails:
-            raise InferenceError(f"{self.id} failed")
+            self.broken(windows)
         self.seen.append(windows.copy())
         self.clock.now_ns += self.slow_ns * len(windows)
         scores = super().infer(windows)
@@ -222,6 +227,25 @@ def test_a_candidate_sees_the_same_windows_through_its_own_normalisation(board):
     assert np.allclose(board.models["one"].model.seen[0], (raw - 0.5) / 2)
 
 
+def test_a_candidates_context_begins_when_it_takes_over(board):
+    board.add("configured", lambda m: m._replace(context=Context(2, 1.0)))
+    board.add("one", lambda m: m._replace(context=Context(3, 1.0)))
+    agent = board.start()
+    agent.turns(3)
+    agent.slots.install("one")
+    agent.turns(WINDOWS + 2)
+    # Each is run in the canary, too.
+    old = board.models["configured"].model.contexts[3 + WINDOWS :]
+    canary, new = np.split(np.array(board.models["one"].model.contexts), [WINDOWS])
+
+    assert [codes.shape for codes in old] == [(1, 2, 4)] * WINDOWS
+    assert canary.shape == (WINDOWS, 1, 3, 4)
+    assert new.shape == (2, 1, 3, 4)
+    assert (canary == canary[:, :, :1]).all()
+    assert not new[0][0, :2].any()
+    assert np.array_equal(new[1][0, 1], new[0][0, 2])
+
+
 def test_what_is_in_service_is_confirmed_by_windows_and_survives_a_restart(board):
     agent = board.with_active("one")
 
@@ -237,6 +261,31 @@ def test_without_a_canary_the_switch_comes_with_the_next_turn(board):
     agent.turn()
 
     assert agent.model == "one"
+
+
+def slow(model, codes):
+    model.clock.now_ns += 30_000_000 * len(codes)
+    return type(model).contextualise(model, codes)
+
+
+@pytest.mark.parametrize(
+    ("contextualise", "says"),
+    [
+        (NamedModel.broken, "one failed"),
+        (slow, "30 ms for a window, where 0 ms"),
+        (lambda _, codes: np.full((len(codes), 3), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_a_candidate_whose_context_does_worse_is_rejected(board, contextualise, says):
+    board.add("one", lambda m: m._replace(context=Context(3, 1.0)))
+    model = board.models["one"].model
+    model.contextualise = partial(contextualise, model)
+    agent = board.start()
+    agent.slots.install("one")
+    agent.turns(2 * WINDOWS)
+
+    assert agent.model == "configured"
+    assert says in agent.slots.problem
 
 
 @pytest.mark.parametrize(
@@ -497,6 +546,16 @@ def test_the_model_before_takes_over_from_one_that_fails_in_service(board):
     assert agent.predictions[-1].model == "one"
     assert "two failed" in agent.slots.problem
     assert board.start().model == "one"
+
+
+def test_a_context_that_fails_in_service_is_given_up_with_its_model(board):
+    board.add("one", lambda m: m._replace(context=Context(3, 1.0)))
+    agent = board.with_active("one")
+    board.models["one"].model.contextualise = board.models["one"].model.broken
+    agent.turns(5)
+
+    assert agent.model == "configured"
+    assert agent.slots.problem == "one was given up: one failed"
 
 
 def test_a_model_that_fails_with_nothing_to_go_back_to_is_fatal(board):

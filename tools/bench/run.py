@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--devices", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--graphs", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.role:
         print(json.dumps(ROLES[given.role](given)))  # noqa: T201  data for the parent
@@ -95,7 +96,7 @@ def serial_stream(folder: Path, port: int, seconds: float) -> dict[str, Any]:
         finally:
             agent.stop()
         telemetry = agent.status()["telemetry"]
-        idle = json.loads(_role("idle", port=port))
+        idle = json.loads(_role("idle", port=port, graphs=_graphs(folder)))
         return {
             "seconds": seconds,
             "cpu_pct": 100 * cpu,
@@ -248,33 +249,33 @@ def role_publish(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def role_infer(given: argparse.Namespace) -> dict[str, Any]:
-    """Bare ONNX Runtime: the three graphs on 256 windows."""
+    """Bare ONNX Runtime: what a window is scored with, and the context, on 256 windows."""
+    from agent.app.bench import bare
     from agent.app.compose import open_model
 
-    model = open_model("har-base")
-    windows = np.zeros((256, 128, 6), np.float32)
-    windows[:] = _signal()[:128]
+    call = bare(open_model("har-base"), 256, context=True)
     times = []
     end = time.monotonic() + given.seconds
     while time.monotonic() < end:
         start = time.process_time()
-        (code,) = model.encoder.run(None, {"window": windows})
-        model.classifier.run(None, {"code": code})
-        model.decoder.run(None, {"code": code})
+        call()
         times.append(time.process_time() - start)
     return {"us": 1e6 * statistics.median(times) / 256}
 
 
 def role_idle(given: argparse.Namespace) -> dict[str, Any]:
-    """What the libraries alone weigh: imported, sessions open, connected, database and port libraries loaded."""
+    """What the libraries alone weigh: imported, sessions open, connected, database and port libraries loaded.
+
+    Of the agent, only what opens a session.
+    """
     import sqlite3
 
-    import onnxruntime as ort
     import serial
 
+    from agent.adapters.onnx_model import open_session
+
     client = _client(given.port, f"idle-{os.getpid()}")
-    folder = ROOT / "models" / "har-base"
-    sessions = [ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in sorted(folder.glob("*.onnx"))]
+    sessions = [open_session(path.name, path.read_bytes()) for path in given.graphs.iterdir()]
     rss = psutil.Process().memory_info().rss / 2**20
     _leave(client)
     return {"rss_mib": rss, "loaded": [sqlite3.sqlite_version, serial.__version__, len(sessions)]}
@@ -362,6 +363,21 @@ def _quantiles(seconds: list[float]) -> dict[str, float]:
         return {}
     ms = np.sort(np.asarray(seconds)) * 1e3
     return {f"p{q}": float(ms[min(len(ms) - 1, int(len(ms) * q / 100))]) for q in (50, 95, 99)} | {"max": float(ms[-1])}
+
+
+def _graphs(folder: Path) -> Path:
+    """Write what the agent opens sessions of, the context included, to files of their own; return their folder."""
+    from agent.adapters.bundle import find_bundle, load_bundle
+    from agent.adapters.onnx_model import scoring_graphs
+    from agent.core.manifest import CONTEXT
+
+    bundle = load_bundle(find_bundle("har-base"))
+    graphs = [*scoring_graphs(bundle).values(), *([bundle.contents[CONTEXT]] if bundle.manifest.context else [])]
+    where = folder / "graphs"
+    where.mkdir()
+    for i, graph in enumerate(graphs):
+        (where / f"{i}.onnx").write_bytes(graph)
+    return where
 
 
 def _broker(port: int) -> str:
