@@ -1,3 +1,3 @@
 """Datasets, training, quantisation and evaluation: recordings in, model bundle out."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,43 @@ import torch
 import har_export
 from agent.adapters.bundle import SIGNATURE, load_bundle
 from agent.adapters.onnx_model import OrtModel
-from agent.core.manifest import Bundle, Calibration, Code, FileEntry, Input, Manifest, dump, sha256
+from agent.core.manifest import Bundle, Calibration, Code, Context, FileEntry, Input, Manifest, dump, sha256
 from agent.core.normalise import Normalisation
 from agent.errors import InputError
-from agent.records import Float32Array
-from har_export import card
+from agent.records import Float32Array, Int8Array
+from har_export import card, context, ensemble, novelty
 from har_export.calibrate import UNCALIBRATED, accuracy, all_windows, calibrate, hold_out
-from har_export.datasets import Data
-from har_export.datasets.records import LABELS, UNLABELLED
+from har_export.context import Codes, Encoder, encode_for_training, encode_recordings, histories
+from har_export.datasets.records import UNLABELLED, Data, no_windows
+from har_export.ensemble import Ensemble
 from har_export.golden import golden_windows
-from har_export.network import CODE_SIZE, Network
-from har_export.quantise import Graphs, quantise
-from har_export.train import Progress, Settings, label_counts, train
+from har_export.network import Network
+from har_export.quantise import float_graphs, quantise
+from har_export.train import Progress, Settings, idle, label_counts, train
 
 RANGE_WINDOWS = 4096
 """Windows that activation ranges are observed on."""
 
+SEEDS_APART = 1000
+"""Between the seeds of networks that work together, so that no other seed's networks are among them."""
+
+IDLE_WINDOWS = 4096
+
+EXEMPLARS = 24
+"""Histories of codes a class that a bundle carries, for whoever teaches it new activities: see `finetune`."""
+
 
 @dataclass(frozen=True)
 class Parts:
-    """A trained network and its int8 graphs."""
+    """Trained networks, their graphs by file name, and exemplars of what they were trained on.
 
-    network: Network
-    graphs: Graphs
+    A bundle for a board has one network.
+    """
+
+    networks: tuple[Network, ...]
+    graphs: dict[str, bytes]
     normalisation: Normalisation
+    exemplars: bytes | None
 
 
 def build(
@@ -47,13 +60,15 @@ def build(
     name: str,
     metrics: Mapping[str, Any],
     report: Callable[[str, Progress], None] | None = None,
-) -> Bundle:
-    """Train on all of `data` and return the finished bundle, its golden vectors verified.
+    members: int = 1,
+) -> tuple[Bundle, tuple[Network, ...]]:
+    """Train on all of `data` and return the finished bundle, its golden vectors made, and the float networks.
 
     Calibration must not see the subjects that a model was trained on, and the model should be trained on all
-    there are. So the same training runs twice: first without a fifth of the subjects, who then calibrate it, and
-    again with everyone. The second model takes the first one's calibration, which errs on the careful side.
-    `metrics` are put in the manifest and the card beside what is measured here.
+    there are. So a model is trained without a fifth of the subjects, who then calibrate it, and goes on from there
+    with everyone. It keeps the calibration, which errs on the careful side.
+    `metrics` are put in the manifest and the card beside what is measured here. `members`: how many networks are
+    trained to work together, see `ensemble`.
 
     Raises:
         InputError: fewer than two subjects.
@@ -66,88 +81,172 @@ def build(
 
     held_out = hold_out(data.subjects, seed)
     others = [s for s in data.subjects if s not in held_out]
-    probe = _fit(data.of(others), seed, settings, reporter("calibration"))
-    probe_model = OrtModel(_assemble(probe, UNCALIBRATED, name, {}, {}))
-    calibration, measured = calibrate(probe_model, probe.normalisation, data.of(held_out))
-    measured["float_accuracy"] = accuracy(probe.network, probe.normalisation, data.of(held_out))
-    parts = _fit(data, seed, settings, reporter("model"))
-    training = describe_training(data, seed, settings, held_out)
-    return _assemble(parts, calibration, name, training, {**metrics, "held_out": measured})
+    probe = fit(data.of(others), seed, settings, members, report=reporter("calibration"))
+    model = OrtModel(assemble(probe, data.labels, settings, UNCALIBRATED, None, name, {}, {}))
+    unseen = data.of(held_out)
+    encoder = Encoder(probe.graphs["encoder.onnx"], probe.normalisation)
+    codes = encode_recordings(encoder, unseen.recordings, settings.window)
+    calibration, history, measured = calibrate(model, unseen, codes)
+    measured["float_accuracy"] = accuracy(Ensemble(probe.networks), probe.normalisation, unseen, settings.window)
+    longer = replace(settings, epochs=settings.epochs_with_everyone)
+    parts = fit(data, seed, longer, members, probe, reporter("model"))
+    training = describe_training(data, seed, settings, members)
+    metrics = {**metrics, "held_out": measured}
+    return assemble(parts, data.labels, settings, calibration, history, name, training, metrics), parts.networks
 
 
-def _fit(data: Data, seed: int, settings: Settings, report: Callable[[Progress], None] | None) -> Parts:
-    network, normalisation = train(data, seed, settings, report)
-    return Parts(network, quantise(network, range_windows(data, normalisation, seed)), normalisation)
+def fit(
+    data: Data,
+    seed: int,
+    settings: Settings,
+    members: int = 1,
+    start: Parts | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Parts:
+    """Train on all of `data`: networks, their int8 graphs and what reads their codes; nothing is calibrated.
+
+    `start`: whose networks to go on from.
+    """
+    networks, quantised = [], []
+    for member in range(members):
+        begun = None if start is None else (start.networks[member], start.normalisation)
+        network, normalisation = train(data, seed + SEEDS_APART * member, settings, report, start=begun)
+        networks.append(network)
+        quantised.append(quantise(network, range_windows(data, normalisation, settings.window, seed)))
+    graphs = quantised[0] if members == 1 else ensemble.join(quantised, networks[0].shape.code)
+    encoder = Encoder(graphs["encoder.onnx"], normalisation)
+    codes = encode_for_training(encoder, data.recordings, settings, seed)
+    rng, exemplars = np.random.default_rng([seed, 5]), None
+    windows = context.look_back(settings.rate_hz, settings.hop)
+    if codes and windows:
+        layer = context.fit(codes, data, seed, settings.context_steps, windows)
+        drawn = context.draw(codes, RANGE_WINDOWS, rng, windows)
+        graphs["context.onnx"] = context.export(layer, drawn[0])
+    if codes:
+        exemplars = context.exemplars(codes, EXEMPLARS, rng, max(1, windows))
+    else:
+        # Windows that a publisher cut have no order, and so no context.
+        codes = [Codes("", encoder.encode(data.windows.values), data.windows.label)]
+    graphs["novelty.onnx"] = novelty.export(
+        np.concatenate([c.code for c in codes]),
+        np.concatenate([c.label for c in codes]),
+        idle_codes(encoder, settings.window, seed),
+    )
+    return Parts(tuple(networks), graphs, normalisation, exemplars)
 
 
-def range_windows(data: Data, normalisation: Normalisation, seed: int) -> Float32Array:
-    """Return up to `RANGE_WINDOWS` normalised windows of `data`, float32 (n, 128, 6), drawn at random."""
-    values, _ = all_windows(data)
+def idle_codes(encoder: Encoder, window: int, seed: int) -> Int8Array:
+    """Return the codes (n, C) of a sensor that nobody wears, from which novelty knows it."""
+    generator = torch.Generator().manual_seed(seed)
+    return encoder.encode(idle(IDLE_WINDOWS, window, generator).numpy())
+
+
+def range_windows(data: Data, normalisation: Normalisation, window: int, seed: int) -> Float32Array:
+    """Return up to `RANGE_WINDOWS` normalised windows of `data`, float32 (n, window, 6), drawn at random."""
+    values, _ = all_windows(data, window)
     chosen = np.random.default_rng([seed, 2]).permutation(len(values))[:RANGE_WINDOWS]
     return normalisation.apply(values[chosen])
 
 
-def describe_training(data: Data, seed: int, settings: Settings, held_out: tuple[int, ...]) -> dict[str, Any]:
-    """Return the manifest's `training` entry: data, citations, settings and versions."""
-    _, label = all_windows(Data(data.recordings, data.windows.of([])))
+def describe_training(data: Data, seed: int, settings: Settings, members: int) -> dict[str, Any]:
+    """Return the manifest's `training` entry: data, citations, settings and versions, as JSON has them."""
+    found: list[dict[str, Any]] = []
+    for origin in dict.fromkeys(r.origin for r in data.recordings):
+        recordings = tuple(r for r in data.recordings if r.origin == origin)
+        _, label = all_windows(replace(data, recordings=recordings, windows=no_windows()), settings.window)
+        found.append(
+            {**origin._asdict(), "recordings": len(recordings), "windows": label_counts(label, data.labels),
+             "unlabelled": int((label == UNLABELLED).sum())}
+        )  # fmt: skip
+    if len(data.windows.label):
+        found.append({**data.windows.origin._asdict(), "windows": label_counts(data.windows.label, data.labels)})
     return {
-        "data": [
-            {**card.HAPT, "recordings": len(data.recordings), "windows": label_counts(label),
-             "unlabelled": int((label == UNLABELLED).sum())},
-            {**card.UCI_HAR, "windows": label_counts(data.windows.label)},
-        ],
+        "data": found,
         "subjects": list(data.subjects),
-        "calibration_subjects": list(held_out),
+        "calibration_subjects": list(hold_out(data.subjects, seed)),
         "seed": seed,
+        "members": members,
         "settings": asdict(settings),
         "har_export": har_export.__version__,
         "torch": torch.__version__,
-    }  # fmt: skip
+    }
 
 
-def _assemble(
+def assemble(
     parts: Parts,
+    labels: tuple[str, ...],
+    settings: Settings,
     calibration: Calibration,
+    history: Context | None,
     name: str,
     training: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> Bundle:
-    """Put a bundle together in memory. The golden outputs are what its own graphs give on this machine."""
-    graphs = parts.graphs
-    contents = {
-        "encoder.onnx": graphs.encoder,
-        "classifier.onnx": graphs.classifier,
-        "decoder.onnx": graphs.decoder,
-    }
+    """Put a bundle together in memory. The golden outputs are what its own graphs give on this machine.
+
+    `history`: the calibrated context; where there is none yet, it is read as it is.
+    """
+    contents = dict(parts.graphs)
+    if parts.exemplars is not None:
+        contents["exemplars.npz"] = parts.exemplars
+    if "context.onnx" in contents:
+        history = history or Context(context.look_back(settings.rate_hz, settings.hop), 1.0)
+    size = sum(network.shape.code for network in parts.networks)
 
     def seal(files: Mapping[str, bytes]) -> Bundle:
         manifest = Manifest(
             name=name,
             version=har_export.__version__,
             created=created(),
-            labels=LABELS,
-            input=Input(),
+            labels=labels,
+            input=Input(rate_hz=settings.rate_hz, window=settings.window, hop=settings.hop),
             normalisation=parts.normalisation,
-            code=Code((CODE_SIZE,), "int8", CODE_SIZE),
+            code=Code((size,), "int8", size),
             calibration=calibration,
+            context=history,
             files={file: FileEntry(sha256(data), len(data)) for file, data in files.items()},
             training=training,
             metrics=metrics,
         )
         return Bundle(manifest, sha256(dump(manifest)), files)
 
-    contents["golden.npz"] = golden(OrtModel(seal(contents)), parts.normalisation)
+    contents["golden.npz"] = golden(OrtModel(seal(contents)))
     contents["CARD.md"] = card.render(seal(contents).manifest).encode()
     return seal(contents)
 
 
-def golden(model: OrtModel, normalisation: Normalisation) -> bytes:
-    """Return golden.npz: synthetic windows (g, rad/s), and the code, logits and novelty that `model` gives."""
-    window = golden_windows()
-    scores = model.infer(normalisation.apply(window))
+def golden(model: OrtModel) -> bytes:
+    """Return golden.npz: synthetic windows (g, rad/s), and the code, logits and novelty that `model` gives.
+
+    Where it has a context, also histories of these codes, and its logits of them.
+    """
+    manifest = model.bundle.manifest
+    window = golden_windows(manifest.input.window, manifest.input.rate_hz)
+    scores = model.infer(manifest.normalisation.apply(window))
+    arrays: dict[str, Any] = {"window": window, "code": scores.code, "logits": scores.logits, "novelty": scores.novelty}
+    if manifest.context is not None:
+        arrays["codes"] = np.ascontiguousarray(histories(scores.code, manifest.context.windows))
+        arrays["context_logits"] = model.contextualise(arrays["codes"])
     packed = io.BytesIO()
-    np.savez_compressed(packed, window=window, code=scores.code, logits=scores.logits, novelty=scores.novelty)
+    np.savez_compressed(packed, **arrays)
     return packed.getvalue()
+
+
+def float_variant(bundle: Bundle, network: Network) -> Bundle:
+    """Return the same model with encoder, classifier and decoder in float, for boards that are quicker with them.
+
+    Its codes are those of the int8 model but for rounding; what reads codes, and the calibration, are the same.
+    """
+    manifest = bundle.manifest
+    graphs = {name: data for name, data in bundle.contents.items() if name.endswith(".onnx")}
+    parts = Parts(
+        (network,), {**graphs, **float_graphs(network)}, manifest.normalisation, bundle.contents.get("exemplars.npz")
+    )
+    settings = Settings(rate_hz=manifest.input.rate_hz, window=manifest.input.window)
+    return assemble(
+        parts, manifest.labels, settings, manifest.calibration, manifest.context, f"{manifest.name}-float",
+        manifest.training, manifest.metrics,
+    )  # fmt: skip
 
 
 def created() -> str:

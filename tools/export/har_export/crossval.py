@@ -1,12 +1,10 @@
 """Subject-wise cross-validation of what is deployed: each fold's bundle, through the agent's own pipeline."""
 
-import json
 import multiprocessing
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,18 @@ import torch
 
 from agent.adapters.bundle import load_bundle
 from agent.adapters.onnx_model import OrtModel
-from agent.errors import InputError
-from agent.pipeline import Pipeline, score_windows
-from agent.records import Int64Array, Prediction, SampleBatch
+from agent.core.manifest import Bundle
+from agent.errors import ModelContractError
+from har_export import bouts, evaluate, metrics
 from har_export import bundle as bundles
-from har_export.datasets import Data, load
-from har_export.datasets.records import ACTIVITIES, LABELS, TRANSITION, UNLABELLED, Recording
-from har_export.network import WINDOW
+from har_export.datasets import Source
+from har_export.datasets.records import TRANSITION, Data
+from har_export.datasets.split import check_split, folds_of, in_order
+from har_export.evaluate import Rows
 from har_export.train import Settings
+
+CUT_MARGIN = 1.2
+"""Windows that a cut keeps from the ends of a bout where bouts come in another order: then no window sees both."""
 
 
 @dataclass(frozen=True)
@@ -34,118 +36,73 @@ class Task:
     fold: int
     folds: int
 
+    @property
+    def name(self) -> str:
+        """What its bundle is called, and the folder that it is kept in."""
+        return f"seed{self.seed}-fold{self.fold}of{self.folds}"
+
 
 @dataclass(frozen=True)
-class Scored:
-    """Windows of unseen subjects. `truth`, `predicted`: indices of `LABELS`; `unknown`: above the novelty threshold."""
+class Fold:
+    """A fold's bundle and the people whom it has not seen."""
 
-    subject: Int64Array
-    truth: Int64Array
-    predicted: Int64Array
-    unknown: Int64Array
-
-
-def folds_of(subjects: Sequence[int], folds: int, seed: int) -> list[tuple[int, ...]]:
-    """Deal the subjects out to `folds` folds, in another order for every seed.
-
-    Raises:
-        InputError: fewer subjects than folds.
-    """
-    if not 2 <= folds <= len(subjects):
-        raise InputError(f"{len(subjects)} subjects cannot be dealt out to {folds} folds")
-    order = np.random.default_rng([seed, 0]).permutation(sorted(subjects))
-    return [tuple(sorted(int(s) for s in order[i::folds])) for i in range(folds)]
+    seed: int
+    model: OrtModel
+    unseen: Data
 
 
-def score_recordings(model: OrtModel, recordings: Iterable[Recording]) -> Scored:
-    """Stream recordings through the agent's pipeline and keep the windows whose middle sample is labelled."""
-    manifest = model.bundle.manifest
-    rows = []
-    for recording in recordings:
-        period = round(1e9 / recording.rate_hz)
-        t_ns = np.arange(len(recording.values), dtype=np.int64) * period
-        batch = SampleBatch(f"experiment-{recording.experiment}", t_ns, recording.values, 0)
-        for event in Pipeline(model, manifest).feed([batch]):
-            if not isinstance(event, Prediction):
-                continue
-            truth = recording.label[event.t0_ns // period + WINDOW // 2]
-            if truth != UNLABELLED:
-                rows.append((recording.subject, truth, LABELS.index(event.label), not event.known))
-    return Scored(*np.array(rows, np.int64).reshape(-1, 4).T)
+def held_out(data: Data, task: Task) -> tuple[str, ...]:
+    """Return the subjects whom the fold's model does not see."""
+    return folds_of(data.subjects, task.folds, task.seed)[task.fold]
 
 
-def score_filtered(model: OrtModel, data: Data) -> Scored:
-    """Score the publisher's ready-cut windows."""
-    windows, manifest = data.windows, model.bundle.manifest
-    if len(windows.label) == 0:
-        return Scored(*np.empty((4, 0), np.int64))
-    probabilities, novelty = score_windows(model, manifest, windows.values)
-    unknown = (novelty > manifest.calibration.novelty_threshold).astype(np.int64)
-    return Scored(windows.subject, windows.label, probabilities.argmax(axis=1), unknown)
-
-
-def run_fold(data: Data, task: Task, settings: Settings) -> dict[str, Any]:
-    """Train, quantise and write one fold's bundle, read it back as the agent does, and score the fold's subjects."""
-    held = folds_of(data.subjects, task.folds, task.seed)[task.fold]
-    training = data.of([s for s in data.subjects if s not in held])
-    with tempfile.TemporaryDirectory() as folder:
-        built = bundles.build(training, task.seed, settings, "har-fold", {})
-        bundles.write(built, Path(folder))
-        model = OrtModel(load_bundle(Path(folder)))
-        unseen = data.of(held)
-        streaming = score_recordings(model, unseen.recordings)
-        filtered = score_filtered(model, unseen)
-    sizes = {name: entry.bytes for name, entry in built.manifest.files.items() if name.endswith(".onnx")}
-    return {
-        "task": asdict(task),
-        "settings": asdict(settings),
-        "subjects": list(held),
-        "sizes": sizes,
-        "code_bytes": built.manifest.code.bytes,
-        "calibration": built.manifest.calibration._asdict(),
-        "held_out": built.manifest.metrics["held_out"],
-        "streaming": {k: v.tolist() for k, v in asdict(streaming).items()},
-        "filtered": {k: v.tolist() for k, v in asdict(filtered).items()},
-    }
+def run_fold(data: Data, task: Task, settings: Settings, members: int, folder: Path) -> Bundle:
+    """Train on all but the fold's subjects, quantise, and write the bundle; it is read back as the agent does."""
+    training = _training(data, task)
+    check_split(training, data.of(held_out(data, task)))
+    built, _ = bundles.build(training, task.seed, settings, task.name, {}, members=members)
+    bundles.write(built, folder)
+    return built
 
 
 def crossval(
-    path: Path,
+    source: Source,
     seeds: Sequence[int],
     folds: int,
     settings: Settings,
     keep: Path,
     jobs: int,
-    report: Callable[[dict[str, Any], int, int], None],
-) -> list[dict[str, Any]]:
-    """Run every fold of every seed, `jobs` at a time, and return their results in order.
+    report: Callable[[Bundle, int, int], None],
+    members: int = 1,
+) -> list[Fold]:
+    """Build every fold's bundle of every seed, `jobs` at a time, and return them in order.
 
-    A result is written to `keep` as soon as it is there; one that is already there with the same settings is not
-    computed again. `report` gets each result with the number done and the number of all.
+    Bundles are written to `keep` as soon as they are there; one that is already there, of the same data, seed,
+    settings and versions, is not built again. `report` gets each with the number done and the number of all.
 
     Raises:
         InputError: the data cannot be used.
     """
     tasks = [Task(seed, fold, folds) for seed in seeds for fold in range(folds)]
+    data = _data(source, settings.rate_hz)
     for seed in seeds:
-        folds_of(load(path).subjects, folds, seed)
+        folds_of(data.subjects, folds, seed)
     keep.mkdir(parents=True, exist_ok=True)
-    results = {task: found for task in tasks if (found := _kept(keep, task, settings)) is not None}
-    for done, result in enumerate(results.values(), 1):
-        report(result, done, len(tasks))
+    done = {task: found for task in tasks if (found := _kept(keep, data, task, settings, members)) is not None}
+    for number, bundle in enumerate(done.values(), 1):
+        report(bundle, number, len(tasks))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        missing = [task for task in tasks if task not in results]
-        running = {pool.submit(_run_fold_of, path, task, settings): task for task in missing}
+        running = {
+            pool.submit(_run_fold_of, source, task, settings, members, keep): task for task in tasks if task not in done
+        }
         try:
             for future in as_completed(running):
-                task, result = running[future], future.result()
-                _file(keep, task).write_text(json.dumps(result) + "\n", encoding="utf-8")
-                results[task] = result
-                report(result, len(results), len(tasks))
+                done[running[future]] = future.result()
+                report(done[running[future]], len(done), len(tasks))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return [results[task] for task in tasks]
+    return [Fold(task.seed, OrtModel(done[task]), data.of(held_out(data, task))) for task in tasks]
 
 
 def _one_thread() -> None:
@@ -154,25 +111,30 @@ def _one_thread() -> None:
 
 
 @cache
-def _data(path: Path) -> Data:
-    return load(path)
+def _data(source: Source, rate_hz: float) -> Data:
+    return source.load(rate_hz)
 
 
-def _run_fold_of(path: Path, task: Task, settings: Settings) -> dict[str, Any]:
-    return run_fold(_data(path), task, settings)
+def _run_fold_of(source: Source, task: Task, settings: Settings, members: int, keep: Path) -> Bundle:
+    return run_fold(_data(source, settings.rate_hz), task, settings, members, keep / task.name)
 
 
-def _file(keep: Path, task: Task) -> Path:
-    return keep / f"seed{task.seed}-fold{task.fold}.json"
-
-
-def _kept(keep: Path, task: Task, settings: Settings) -> dict[str, Any] | None:
-    path = _file(keep, task)
-    if not path.is_file():
+def _kept(keep: Path, data: Data, task: Task, settings: Settings, members: int) -> Bundle | None:
+    folder = keep / task.name
+    if not (folder / "manifest.json").is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    same = result["task"] == asdict(task) and result["settings"] == asdict(settings)
-    return result if same else None
+    try:
+        bundle = load_bundle(folder)
+    except ModelContractError:
+        # It was interrupted, or is of another time.
+        return None
+    same = bundles.describe_training(_training(data, task), task.seed, settings, members)
+    return bundle if bundle.manifest.training == same else None
+
+
+def _training(data: Data, task: Task) -> Data:
+    held = held_out(data, task)
+    return data.of([s for s in data.subjects if s not in held])
 
 
 def default_jobs() -> int:
@@ -180,54 +142,139 @@ def default_jobs() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures of all folds and seeds.
+def summarise(folds: Sequence[Fold]) -> dict[str, Any]:
+    """Score every fold's unseen people, and return the figures over all folds and seeds.
 
-    Accuracy is over the windows whose truth is one of the six activities, pooled over a seed's folds; a predicted
-    transition is an error there. `mean`, `sd`, `min` are over seeds. `unknown_share` is over all labelled windows.
-    `quantisation_loss` is the float network's accuracy less that of its int8 files, on the calibration subjects.
+    Accuracy is over the windows whose truth is an activity, pooled over a seed's folds; a predicted transition is an
+    error there. `mean`, `sd`, `min` are over seeds. `decided_accuracy` is that of the decided activity, with the
+    context; `without_context_accuracy` that of smoothed scores; `reordered_accuracy` that of the decided activity where
+    bouts come in another order. `unknown_share` is over all labelled windows. `quantisation_loss` is the float
+    network's accuracy less that of its int8 files, on the calibration subjects.
     """
-    seeds = sorted({r["task"]["seed"] for r in results})
+    first = folds[0].model.bundle.manifest
+    seeds = sorted({fold.seed for fold in folds})
+    held = [fold.model.bundle.manifest.metrics["held_out"] for fold in folds]
     out: dict[str, Any] = {
-        "folds": results[0]["task"]["folds"],
+        "folds": len(folds) // len(seeds),
         "seeds": seeds,
-        "settings": results[0]["settings"],
-        "encoder_and_classifier_bytes": max(
-            r["sizes"]["encoder.onnx"] + r["sizes"]["classifier.onnx"] for r in results
-        ),
-        "code_bytes": max(r["code_bytes"] for r in results),
-        "quantisation_loss": float(
-            np.mean([r["held_out"]["float_accuracy"] - r["held_out"]["accuracy"] for r in results])
-        ),
+        "subjects": len({s for fold in folds for s in fold.unseen.subjects}),
+        "settings": first.training["settings"],
+        "members": first.training["members"],
+        "encoder_and_classifier_bytes": max(_bytes(fold, "encoder.onnx", "classifier.onnx") for fold in folds),
+        "context_bytes": max(_bytes(fold, "context.onnx") for fold in folds),
+        "look_back_s": first.look_back_s,
+        "code_bytes": first.code.bytes,
+        "quantisation_loss": float(np.mean([h["float_accuracy"] - h["accuracy"] for h in held])),
     }
+    scored = [(fold, evaluate.score(fold.model, fold.unseen)) for fold in folds]
     for kind in ("streaming", "filtered"):
-        by_seed = {seed: _pool(r[kind] for r in results if r["task"]["seed"] == seed) for seed in seeds}
-        everything = _pool(r[kind] for r in results)
-        if len(everything.truth) == 0:
-            continue
-        out[f"{kind}_windows"] = int((by_seed[seeds[0]].truth < ACTIVITIES).sum())
-        out[f"{kind}_accuracy"] = _over_seeds([_accuracy(s, s.truth < ACTIVITIES) for s in by_seed.values()])
-        out[f"{kind}_worst_subject"], out[f"{kind}_subjects"] = _by_subject(everything)
-        out[f"{kind}_classes"] = _by_class(everything)
-        out[f"{kind}_confusion"] = _confusion(everything).tolist()
-        if kind == "streaming":
-            if (everything.truth == TRANSITION).any():
-                recall = [_accuracy(s, s.truth == TRANSITION) for s in by_seed.values()]
-                out["transition_recall"] = _over_seeds(recall)
-            out["unknown_share"] = _over_seeds([float(s.unknown.mean()) for s in by_seed.values()])
+        by_seed = {
+            seed: evaluate.stacked([getattr(s, kind) for fold, s in scored if fold.seed == seed]) for seed in seeds
+        }
+        if len(by_seed[seeds[0]].truth):
+            out |= {f"{kind}_{key}": value for key, value in _figures(folds[0].unseen, by_seed).items()}
+    if "streaming_accuracy" in out:
+        out |= _in_order(folds, scored)
     return out
 
 
-def _pool(parts: Iterable[Mapping[str, Sequence[int]]]) -> Scored:
-    columns: dict[str, list[int]] = {"subject": [], "truth": [], "predicted": [], "unknown": []}
-    for part in parts:
-        for name, column in columns.items():
-            column.extend(part[name])
-    return Scored(**{name: np.array(column, np.int64) for name, column in columns.items()})
+def _bytes(fold: Fold, *names: str) -> int:
+    files = fold.model.bundle.manifest.files
+    return sum(files[name].bytes for name in names if name in files)
 
 
-def _accuracy(scored: Scored, which: np.ndarray) -> float:
-    return float((scored.truth == scored.predicted)[which].mean()) if which.any() else float("nan")
+def _figures(data: Data, by_seed: Mapping[int, Rows]) -> dict[str, Any]:
+    """Return the figures of one kind of window. `data`: whose labels the rows' are."""
+    activity = {seed: rows.of(data.is_activity(rows.truth)) for seed, rows in by_seed.items()}
+    labelled = {seed: rows.of(rows.truth >= 0) for seed, rows in by_seed.items()}
+    everything = evaluate.stacked(list(labelled.values()))
+    table = metrics.confusion(everything.truth, everything.predicted, len(data.labels))
+    classes = dict(zip(data.labels, metrics.by_class(table), strict=True))
+    pooled = evaluate.stacked(list(activity.values()))
+    subjects = {s: _right(pooled.of(pooled.subject == s)) for s in in_order(sorted(set(pooled.subject.tolist())))}
+    worst = min(subjects, key=lambda s: subjects[s])
+    out: dict[str, Any] = {
+        "windows": len(activity[min(activity)].truth),
+        "accuracy": _over_seeds([_right(rows) for rows in activity.values()]),
+        "macro_f1": _over_seeds([_macro_f1(data, rows) for rows in labelled.values()]),
+        "worst_subject": {"subject": worst, "accuracy": subjects[worst]},
+        "subjects": subjects,
+        "classes": {name: c._asdict() for name, c in classes.items() if c.support},
+        "confusion": table.tolist(),
+        "ece": _over_seeds([_ece(rows) for rows in labelled.values()]),
+        "unknown_share": _over_seeds([float((~rows.known).mean()) for rows in labelled.values()]),
+    }
+    if TRANSITION in data.labels and (everything.truth == data.labels.index(TRANSITION)).any():
+        which = {seed: rows.of(~data.is_activity(rows.truth)) for seed, rows in labelled.items()}
+        out["transition_recall"] = _over_seeds([_right(rows) for rows in which.values()])
+    return out
+
+
+def _in_order(folds: Sequence[Fold], scored: Sequence[tuple[Fold, evaluate.Scored]]) -> dict[str, Any]:
+    """Return the figures of what is decided, which depends on the order of windows."""
+    plain, reordered = [], []
+    off: dict[int, list[float]] = {}
+    for fold in folds:
+        without = OrtModel(_without_context(fold.model.bundle))
+        plain.append((fold.seed, evaluate.score(without, fold.unseen).streaming))
+        margin_s = CUT_MARGIN * fold.model.bundle.manifest.input.window / fold.model.bundle.manifest.input.rate_hz
+        shuffled = bouts.reordered(fold.unseen, margin_s, fold.seed)
+        reordered.append((fold.seed, evaluate.score(fold.model, shuffled).streaming))
+    for fold, found in scored:
+        value = evaluate.sensor_off_auroc(fold.model, found.streaming)
+        if value is not None:
+            off.setdefault(fold.seed, []).append(value)
+    rows = [(fold.seed, found.streaming) for fold, found in scored]
+    delays, missed, count = [], 0, 0
+    for fold, found in scored:
+        onsets = evaluate.onsets_of(fold.model.bundle.manifest, fold.unseen, found.streaming)
+        delays += onsets["delays_s"]
+        missed += onsets["missed"]
+        count += onsets["count"]
+    data = folds[0].unseen
+    out: dict[str, Any] = {
+        "decided_accuracy": _over_seeds(list(_decided(data, rows))),
+        "without_context_accuracy": _over_seeds(list(_decided(data, plain))),
+        "onsets": {
+            "count": count,
+            "missed": missed,
+            "delay_median_s": float(np.quantile(delays, 0.5)) if delays else None,
+            "delay_p90_s": float(np.quantile(delays, 0.9)) if delays else None,
+        },
+    }
+    if off:
+        out["sensor_off_auroc"] = _over_seeds([float(np.mean(values)) for values in off.values()])
+    # Bouts may be too short to be cut.
+    if all(len(rows.truth) for _, rows in reordered):
+        out["reordered_accuracy"] = _over_seeds(list(_decided(data, reordered)))
+    return out
+
+
+def _without_context(bundle: Bundle) -> Bundle:
+    contents = {name: data for name, data in bundle.contents.items() if name != "context.onnx"}
+    return bundle._replace(manifest=bundle.manifest._replace(context=None), contents=contents)
+
+
+def _decided(data: Data, rows: Sequence[tuple[int, Rows]]) -> Iterator[float]:
+    for seed in sorted({seed for seed, _ in rows}):
+        mine = evaluate.stacked([r for s, r in rows if s == seed])
+        mine = mine.of(data.is_activity(mine.truth))
+        yield float((mine.truth == mine.decided).mean())
+
+
+def _right(rows: Rows) -> float:
+    return float((rows.truth == rows.predicted).mean()) if len(rows.truth) else float("nan")
+
+
+def _macro_f1(data: Data, rows: Rows) -> float:
+    table = metrics.by_class(metrics.confusion(rows.truth, rows.predicted, len(data.labels)))
+    figures = [c for name, c in zip(data.labels, table, strict=True) if name != TRANSITION]
+    return metrics.macro_f1(figures) or 0.0
+
+
+def _ece(rows: Rows) -> float:
+    bins = metrics.reliability(rows.probabilities.max(axis=1), rows.truth == rows.predicted)
+    return metrics.expected_calibration_error(bins) or 0.0
 
 
 def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -237,31 +284,3 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
         "min": float(np.min(values)),
         "by_seed": list(values),
     }
-
-
-def _by_subject(scored: Scored) -> tuple[dict[str, Any], dict[str, float]]:
-    accuracy = {
-        str(subject): _accuracy(scored, (scored.subject == subject) & (scored.truth < ACTIVITIES))
-        for subject in np.unique(scored.subject)
-    }
-    worst = min(accuracy, key=lambda subject: accuracy[subject])
-    return {"subject": int(worst), "accuracy": accuracy[worst]}, accuracy
-
-
-def _confusion(scored: Scored) -> Int64Array:
-    table = np.zeros((len(LABELS), len(LABELS)), np.int64)
-    np.add.at(table, (scored.truth, scored.predicted), 1)
-    return table
-
-
-def _by_class(scored: Scored) -> dict[str, dict[str, float]]:
-    table = _confusion(scored)
-    classes = {}
-    for i, label in enumerate(LABELS):
-        if table[i].sum() == 0:
-            continue
-        precision = table[i, i] / max(table[:, i].sum(), 1)
-        recall = table[i, i] / table[i].sum()
-        f1 = 2 * precision * recall / max(precision + recall, 1e-12)
-        classes[label] = {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
-    return classes

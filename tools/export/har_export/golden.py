@@ -3,19 +3,16 @@
 import numpy as np
 
 from agent.records import CHANNELS, Float32Array
-from har_export.network import WINDOW
-
-RATE_HZ = 50.0
 
 
-def golden_windows(n: int = 32, seed: int = 0) -> Float32Array:
-    """Return float32 (n, 128, 6) in g and rad/s: postures and gaits in turn, in any orientation near upright or lying.
+def golden_windows(window: int, rate_hz: float, n: int = 32, seed: int = 0) -> Float32Array:
+    """Return float32 (n, window, 6) in g and rad/s: postures and gaits in turn, near upright or lying.
 
     A posture is gravity with a slow sway and sensor noise; a gait adds the harmonics of a step rate.
     """
     rng = np.random.default_rng(seed)
-    t = np.arange(WINDOW) / RATE_HZ
-    windows = np.empty((n, WINDOW, len(CHANNELS)))
+    t = np.arange(window) / rate_hz
+    windows = np.empty((n, window, len(CHANNELS)))
     for i in range(n):
         gravity = rng.normal(0, 0.25, 3)
         gravity[0 if i % 8 < 6 else 2] += 1.0

@@ -5,15 +5,15 @@ clipped. An int8 grid that spans a walking person's range has steps larger than 
 stands from one who sits; the clipped difference keeps that sway.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent.errors import InputError
 from agent.records import CHANNELS
-from har_export.datasets.records import LABELS
 
-WINDOW = 128
-CODE_SIZE = 64
 LAG = 8
 """Samples between the two ends of a difference: 0.16 s at 50 Hz."""
 
@@ -22,12 +22,29 @@ FINE_STEP = 0.25 / 127
 """Input quantisation steps in standard deviations: of the window, and of its difference."""
 
 CODE_STEP = 1.0 / 32
-CHANNELS_OUT = (32, 48, 64)
-KERNELS = (8, 5, 5)
-REDUCED = 12
-"""Channels that keep their place in time (16 steps), beside the mean and maximum of all channels over time."""
 
-STEPS = WINDOW // 2 ** len(CHANNELS_OUT)
+HALVINGS = 3
+"""Strided convolutions; each halves time."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a network is.
+
+    `channels`, `kernels`: of the strided convolutions. `reduced`: channels that keep their place in time, beside the
+    mean and maximum of all channels over time. `code`: numbers in the code. `hidden`, `decoder`: hidden units of the
+    two heads that read it.
+    """
+
+    channels: tuple[int, int, int] = (32, 48, 64)
+    kernels: tuple[int, int, int] = (8, 5, 5)
+    reduced: int = 12
+    code: int = 64
+    hidden: int = 32
+    decoder: int = 96
+
+
+BASE = Shape()
 
 
 def round_through(x: Tensor, low: int = -128, high: int = 127) -> Tensor:
@@ -37,24 +54,32 @@ def round_through(x: Tensor, low: int = -128, high: int = 127) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Normalised windows (B, 128, 6) -> code (B, 64) as integers of int8 range, in float."""
+    """Normalised windows (B, window, 6) -> code (B, code) as integers of int8 range, in float."""
 
-    def __init__(self, dropout: float = 0.3) -> None:
-        """Three strided convolutions, each halving time; then one linear layer. `dropout`: before that layer."""
+    def __init__(self, window: int, shape: Shape = BASE, dropout: float = 0.3) -> None:
+        """Three strided convolutions, each halving time; then one linear layer. `dropout`: before that layer.
+
+        Raises:
+            InputError: the window cannot be halved three times.
+        """
         super().__init__()
+        if window % 2**HALVINGS or window < 4 * 2**HALVINGS:
+            raise InputError(f"a window must be a multiple of 8 samples, and 32 at least, not {window}")
+        self.window = window
+        self.steps = window // 2**HALVINGS
         into = 2 * len(CHANNELS)
         layers = []
-        for out, kernel in zip(CHANNELS_OUT, KERNELS, strict=True):
+        for out, kernel in zip(shape.channels, shape.kernels, strict=True):
             layers.append(ConvNorm(into, out, kernel, stride=2))
             into = out
         self.layers = nn.ModuleList(layers)
-        self.reduce = ConvNorm(into, REDUCED, 1, stride=1)
+        self.reduce = ConvNorm(into, shape.reduced, 1, stride=1)
         self.dropout = nn.Dropout(dropout)
-        self.code = nn.Linear(REDUCED * STEPS + 2 * into, CODE_SIZE)
+        self.code = nn.Linear(shape.reduced * self.steps + 2 * into, shape.code)
 
     def features(self, windows: Tensor) -> Tensor:
-        """Return the two int8 views of (B, 128, 6), as (B, 12, 128) integers in float."""
-        later = windows[:, torch.arange(WINDOW).add(LAG).clamp(max=WINDOW - 1)]
+        """Return the two int8 views of (B, window, 6), as (B, 12, window) integers in float."""
+        later = windows[:, torch.arange(self.window).add(LAG).clamp(max=self.window - 1)]
         coarse = round_through(windows / COARSE_STEP)
         fine = round_through((later - windows) / FINE_STEP)
         return torch.cat([coarse, fine], dim=2).transpose(1, 2)
@@ -63,13 +88,16 @@ class Encoder(nn.Module):
         """Return the strided convolutions in order."""
         return [layer for layer in self.layers if isinstance(layer, ConvNorm)]
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """Return the code (B, 64)."""
+    def pooled(self, windows: Tensor) -> Tensor:
+        """Return what the code is made of: reduced channels over time, and mean and maximum of all."""
         x = self.features(windows) / 127
         for layer in self.layers:
             x = layer(x)
-        pooled = torch.cat([self.reduce(x).flatten(1), x.mean(dim=2), x.amax(dim=2)], dim=1)
-        return round_through(self.code(self.dropout(pooled)) / CODE_STEP)
+        return torch.cat([self.reduce(x).flatten(1), x.mean(dim=2), x.amax(dim=2)], dim=1)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Return the code (B, code)."""
+        return round_through(self.code(self.dropout(self.pooled(windows))) / CODE_STEP)
 
 
 class ConvNorm(nn.Module):
@@ -97,10 +125,10 @@ class ConvNorm(nn.Module):
 class Head(nn.Module):
     """One hidden layer with a ReLU, then a linear one: what reads a code."""
 
-    def __init__(self, hidden: int, out: int, dropout: float = 0.0) -> None:
-        """(B, `CODE_SIZE`) -> (B, out)."""
+    def __init__(self, code: int, hidden: int, out: int, dropout: float = 0.0) -> None:
+        """(B, code) -> (B, out)."""
         super().__init__()
-        self.first = nn.Linear(CODE_SIZE, hidden)
+        self.first = nn.Linear(code, hidden)
         self.dropout = nn.Dropout(dropout)
         self.second = nn.Linear(hidden, out)
 
@@ -116,14 +144,24 @@ class Head(nn.Module):
 class Network(nn.Module):
     """Encoder, classifier and decoder, trained together."""
 
-    def __init__(self) -> None:
-        """Random weights, from torch's global generator."""
+    def __init__(self, window: int, labels: int, shape: Shape = BASE) -> None:
+        """Random weights, from torch's global generator. `labels`: how many classes there are."""
         super().__init__()
-        self.encoder = Encoder()
-        self.classifier = Head(32, len(LABELS), dropout=0.2)
-        self.decoder = Head(96, WINDOW * len(CHANNELS))
+        self.shape = shape
+        self.encoder = Encoder(window, shape)
+        self.classifier = Head(shape.code, shape.hidden, labels, dropout=0.2)
+        self.decoder = Head(shape.code, shape.decoder, window * len(CHANNELS))
+
+    @property
+    def labels(self) -> int:
+        """How many classes there are."""
+        return self.classifier.second.out_features
+
+    def reconstruct(self, code: Tensor) -> Tensor:
+        """Return normalised windows (B, window, 6) from codes (B, code) in units, not steps."""
+        return self.decoder(code).view(-1, self.encoder.window, len(CHANNELS))  # type: ignore[no-any-return]  # as above
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, 7) and reconstruction (B, 128, 6) of normalised windows (B, 128, 6)."""
+        """Return logits (B, labels) and reconstruction (B, window, 6) of normalised windows (B, window, 6)."""
         code = self.encoder(windows) * CODE_STEP
-        return self.classifier(code), self.decoder(code).view(-1, WINDOW, len(CHANNELS))
+        return self.classifier(code), self.reconstruct(code)

@@ -1,4 +1,4 @@
-"""Float network -> three int8 ONNX graphs, by static quantisation in QDQ form.
+"""Float network -> int8 ONNX graphs, by static quantisation in QDQ form.
 
 Every number between the quantised window and the code, and between the code and the logits, is an integer, so that a
 window scores the same alone, in a batch, and on every CPU. Three choices make that hold:
@@ -21,19 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from agent.records import CHANNELS, Float32Array
-from har_export.datasets.records import LABELS
-from har_export.network import (
-    CHANNELS_OUT,
-    COARSE_STEP,
-    CODE_SIZE,
-    CODE_STEP,
-    FINE_STEP,
-    LAG,
-    STEPS,
-    WINDOW,
-    ConvNorm,
-    Network,
-)
+from har_export.network import COARSE_STEP, CODE_STEP, FINE_STEP, HALVINGS, LAG, ConvNorm, Head, Network
 
 OPSET = 17
 IR_VERSION = 8
@@ -41,17 +29,8 @@ WEIGHT_LIMIT = 64
 ACTIVATION_QUANTILE = 0.9999
 """Activations above this quantile of the calibration windows are clipped; outliers are not worth the steps."""
 
-_MIDDLE = 128
+MIDDLE = 128
 """The uint8 zero point of numbers that may be negative."""
-
-
-@dataclass(frozen=True)
-class Graphs:
-    """The three ONNX files as bytes."""
-
-    encoder: bytes
-    classifier: bytes
-    decoder: bytes
 
 
 @dataclass(frozen=True)
@@ -65,10 +44,31 @@ class Steps:
     reconstruction: float
 
 
-def quantise(network: Network, windows: Float32Array) -> Graphs:
-    """Quantise a trained network; activations are ranged on normalised `windows` float32 (n, 128, 6)."""
-    steps = observe(network, windows)
-    return Graphs(_encoder(network, steps), _classifier(network, steps), _decoder(network, steps))
+def quantise(network: Network, windows: Float32Array) -> dict[str, bytes]:
+    """Return the int8 graphs of a trained network by file name.
+
+    Activations are ranged on normalised `windows` float32 (n, window, 6).
+    """
+    return _graphs(network, observe(network, windows), Graph)
+
+
+def _graphs(network: Network, steps: Steps, graph: type["Graph"]) -> dict[str, bytes]:
+    rebuilt = (network.encoder.window, len(CHANNELS))
+    return {
+        "encoder.onnx": _encoder(graph("e"), network, steps),
+        "classifier.onnx": head_graph(
+            graph("c"), network.classifier, steps.hidden, steps.logits, "logits", (network.labels,)
+        ),
+        "decoder.onnx": head_graph(
+            graph("d"), network.decoder, steps.decoder_hidden, steps.reconstruction, "reconstruction", rebuilt
+        ),
+    }
+
+
+def float_graphs(network: Network) -> dict[str, bytes]:
+    """Return the same three graphs in float; only the code is int8, as the contract says."""
+    ones = Steps((1.0,) * HALVINGS, 1.0, 1.0, 1.0, 1.0)
+    return _graphs(network, ones, FloatGraph)
 
 
 @torch.no_grad()
@@ -78,74 +78,74 @@ def observe(network: Network, windows: Float32Array) -> Steps:
     layers = []
     for layer in network.encoder.convolutions():
         x = layer(x)
-        layers.append(_positive_step(x))
-    layers[-1] = max(layers[-1], _positive_step(network.encoder.reduce(x)))
+        layers.append(positive_step(x))
+    layers[-1] = max(layers[-1], positive_step(network.encoder.reduce(x)))
     code = network.encoder(torch.from_numpy(windows)) * CODE_STEP
     return Steps(
         tuple(layers),
-        _positive_step(network.classifier.hidden(code)),
-        _signed_step(network.classifier(code)),
-        _positive_step(network.decoder.hidden(code)),
-        _signed_step(network.decoder(code)),
+        positive_step(network.classifier.hidden(code)),
+        signed_step(network.classifier(code)),
+        positive_step(network.decoder.hidden(code)),
+        signed_step(network.decoder(code)),
     )
 
 
-def _positive_step(x: Tensor) -> float:
+def positive_step(x: Tensor) -> float:
+    """Return the uint8 step of activations that are not negative."""
     return max(float(np.quantile(x.numpy(), ACTIVATION_QUANTILE)), 1e-3) / 255
 
 
-def _signed_step(x: Tensor) -> float:
+def signed_step(x: Tensor) -> float:
+    """Return the uint8 step, around a zero point in the middle, of activations of either sign."""
     return max(float(x.abs().max()), 1e-3) / 127
 
 
-def _encoder(network: Network, steps: Steps) -> bytes:
-    encoder, g = network.encoder, _Graph()
+def _encoder(g: "Graph", network: Network, steps: Steps) -> bytes:
+    encoder = network.encoder
     coarse = g.quantise("window", COARSE_STEP)
-    later = g.op("Gather", "window", g.constant(np.minimum(np.arange(WINDOW) + LAG, WINDOW - 1)), axis=1)
+    later = g.op(
+        "Gather", "window", g.constant(np.minimum(np.arange(encoder.window) + LAG, encoder.window - 1)), axis=1
+    )
     fine = g.quantise(g.op("Sub", later, "window"), FINE_STEP)
     x = g.op("Transpose", g.op("Concat", coarse, fine, axis=2), perm=[0, 2, 1])
-    step, zero = 1 / 127, _MIDDLE
+    step, zero = 1 / 127, MIDDLE
     for layer, out_step in zip(encoder.convolutions(), steps.layers, strict=True):
-        x = g.conv(x, step, zero, layer, out_step)
+        x = g.conv_norm(x, step, zero, layer, out_step)
         step, zero = out_step, 0
-    reduced = g.op("Reshape", g.conv(x, step, 0, encoder.reduce, step), g.constant(np.array([0, -1, 1])))
-    mean = g.mean_over_time(x, step)
-    maximum = g.op("MaxPool", x, kernel_shape=[STEPS])
+    reduced = g.op("Reshape", g.conv_norm(x, step, 0, encoder.reduce, step), g.constant(np.array([0, -1, 1])))
+    mean = g.mean_over_time(x, step, network.shape.channels[-1], encoder.steps)
+    maximum = g.op("MaxPool", x, kernel_shape=[encoder.steps])
     pooled = g.op("Flatten", g.op("Concat", reduced, mean, maximum, axis=1))
-    code = g.gemm(pooled, step, 0, encoder.code, CODE_STEP, _MIDDLE)
-    g.shift(code, CODE_STEP, np.uint8(_MIDDLE), np.int8(0))
-    return g.serialise("window", (WINDOW, len(CHANNELS)), "code", (CODE_SIZE,))
+    code = g.gemm(pooled, step, 0, encoder.code, CODE_STEP, MIDDLE)
+    g.shift(code, CODE_STEP, np.uint8(MIDDLE), np.int8(0))
+    return g.serialise("window", (encoder.window, len(CHANNELS)), "code", (network.shape.code,))
 
 
-def _classifier(network: Network, steps: Steps) -> bytes:
-    g = _Graph()
-    code = g.shift("code", CODE_STEP, np.int8(0), np.uint8(_MIDDLE))
-    hidden = g.gemm(code, CODE_STEP, _MIDDLE, network.classifier.first, steps.hidden, 0)
-    logits = g.gemm(hidden, steps.hidden, 0, network.classifier.second, steps.logits, _MIDDLE)
-    g.dequantise(logits, steps.logits, np.uint8(_MIDDLE))
-    return g.serialise("code", (CODE_SIZE,), "logits", (len(LABELS),))
+def head_graph(
+    g: "Graph", head: Head, hidden_step: float, out_step: float, out: str, out_shape: tuple[int, ...]
+) -> bytes:
+    """Return the graph of what reads a code; its last layer gives `out` with shape (batch, *out_shape)."""
+    code = g.shift("code", CODE_STEP, np.int8(0), np.uint8(MIDDLE))
+    hidden = g.gemm(code, CODE_STEP, MIDDLE, head.first, hidden_step, 0)
+    x = g.gemm(hidden, hidden_step, 0, head.second, out_step, MIDDLE)
+    if len(out_shape) > 1:
+        x = g.op("Reshape", x, g.constant(np.array([0, *out_shape])))
+    g.dequantise(x, out_step, np.uint8(MIDDLE))
+    return g.serialise("code", (head.first.in_features,), out, out_shape)
 
 
-def _decoder(network: Network, steps: Steps) -> bytes:
-    g = _Graph()
-    code = g.shift("code", CODE_STEP, np.int8(0), np.uint8(_MIDDLE))
-    hidden = g.gemm(code, CODE_STEP, _MIDDLE, network.decoder.first, steps.decoder_hidden, 0)
-    flat = g.gemm(hidden, steps.decoder_hidden, 0, network.decoder.second, steps.reconstruction, _MIDDLE)
-    shaped = g.op("Reshape", flat, g.constant(np.array([0, WINDOW, len(CHANNELS)])))
-    g.dequantise(shaped, steps.reconstruction, np.uint8(_MIDDLE))
-    return g.serialise("code", (CODE_SIZE,), "reconstruction", (WINDOW, len(CHANNELS)))
-
-
-class _Graph:
+class Graph:
     """An ONNX graph under construction. Names are short because they are stored; so are equal constants, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        """`prefix`: of all names, so that the agent can run several graphs as one."""
+        self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node and return the name of its output."""
-        name = np.base_repr(len(self._nodes), 36).lower()
+        name = self._prefix + np.base_repr(len(self._nodes), 36).lower()
         self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 
@@ -153,12 +153,12 @@ class _Graph:
         """Return the name of an initialiser that holds `value`."""
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self._constants:
-            self._constants[key] = numpy_helper.from_array(value, f"c{len(self._constants)}")
+            self._constants[key] = numpy_helper.from_array(value, f"{self._prefix}_{len(self._constants)}")
         return str(self._constants[key].name)
 
     def quantise(self, x: str, step: float, zero: np.generic | None = None) -> str:
         """Float -> integers of the zero point's type."""
-        zero = np.uint8(_MIDDLE) if zero is None else zero
+        zero = np.uint8(MIDDLE) if zero is None else zero
         return self.op("QuantizeLinear", x, self._step(step), self.constant(np.array(zero)))
 
     def dequantise(self, x: str, step: float, zero: np.generic) -> str:
@@ -172,19 +172,32 @@ class _Graph:
         """The same numbers with another zero point. Exact: integer x power of two, and back."""
         return self.quantise(self.dequantise(x, step, zero_in), step, zero_out)
 
-    def conv(self, x: str, step: float, zero: int, layer: ConvNorm, out_step: float) -> str:
-        """Convolution with its normalisation folded in; clipping at the zero point 0 is the ReLU."""
-        weight, bias = (t.detach().numpy() for t in layer.folded())
-        kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-        padding = layer.conv.padding[0]
-        attributes = {"kernel_shape": [kernel], "strides": [stride], "pads": [padding, padding]}
-        return self._linear("Conv", x, step, zero, weight, bias, out_step, 0, attributes)
+    def conv_norm(self, x: str, step: float, zero: int, layer: ConvNorm, out_step: float) -> str:
+        """Convolution with its normalisation folded in, and a ReLU."""
+        return self._conv(x, step, zero, *layer.folded(), layer.conv, out_step)
 
-    def mean_over_time(self, x: str, step: float) -> str:
+    def conv(self, x: str, step: float, zero: int, layer: torch.nn.Conv1d, out_step: float) -> str:
+        """Convolution and a ReLU."""
+        if layer.bias is None:
+            raise ValueError("a convolution without bias")
+        return self._conv(x, step, zero, layer.weight, layer.bias, layer, out_step)
+
+    def _conv(
+        self, x: str, step: float, zero: int, weight: Tensor, bias: Tensor, layer: torch.nn.Conv1d, out_step: float
+    ) -> str:
+        """Convolution; clipping at the zero point 0 is the ReLU."""
+        padding = int(layer.padding[0])
+        attributes = {
+            "kernel_shape": [layer.kernel_size[0]], "strides": [layer.stride[0]], "pads": [padding, padding]
+        }  # fmt: skip
+        return self._linear(
+            "Conv", x, step, zero, weight.detach().numpy(), bias.detach().numpy(), out_step, 0, attributes
+        )
+
+    def mean_over_time(self, x: str, step: float, channels: int, steps: int) -> str:
         """Mean over time of the last convolution, as one convolution a channel: ONNX has no integer average."""
-        channels = CHANNELS_OUT[-1]
-        weight = np.full((channels, 1, STEPS), 1 / STEPS, np.float32)
-        attributes = {"kernel_shape": [STEPS], "group": channels}
+        weight = np.full((channels, 1, steps), 1 / steps, np.float32)
+        attributes = {"kernel_shape": [steps], "group": channels}
         return self._linear("Conv", x, step, 0, weight, np.zeros(channels, np.float32), step, 0, attributes)
 
     def gemm(self, x: str, step: float, zero: int, layer: torch.nn.Linear, out_step: float, out_zero: int) -> str:
@@ -210,7 +223,7 @@ class _Graph:
     def serialise(self, into: str, into_shape: tuple[int, ...], out: str, out_shape: tuple[int, ...]) -> bytes:
         """Name the last node's output, check the model and return its bytes."""
         self._nodes[-1].output[0] = out
-        types = {"code": TensorProto.INT8}
+        types = {"code": TensorProto.INT8, "codes": TensorProto.INT8}
         ends = [
             helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), ["batch", *shape])
             for name, shape in ((into, into_shape), (out, out_shape))
@@ -219,6 +232,36 @@ class _Graph:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())
+
+
+class FloatGraph(Graph):
+    """The same graph in float: steps and zero points mean nothing here but at the window and at the code."""
+
+    def quantise(self, x: str, step: float, zero: np.generic | None = None) -> str:
+        """Clip as quantisation would, in units of 127 steps; only the code is rounded."""
+        if zero is not None:
+            return super().quantise(x, step, zero)
+        scaled = self.op("Mul", x, self._step(1 / (127 * step)))
+        return self.op("Clip", scaled, self._step(-128 / 127), self._step(1.0))
+
+    def dequantise(self, x: str, step: float, zero: np.generic) -> str:
+        """Do nothing: it is float."""
+        del step, zero
+        return x
+
+    def shift(self, x: str, step: float, zero_in: np.generic, zero_out: np.generic) -> str:
+        """Between the code, int8, and what is computed with in float."""
+        if zero_out.dtype == np.int8:
+            return super().quantise(x, step, zero_out)
+        return super().dequantise(x, step, zero_in)
+
+    def _linear(
+        self, kind: str, x: str, step: float, zero: int, weight: Float32Array, bias: Float32Array,
+        out_step: float, out_zero: int, attributes: dict[str, Any],
+    ) -> str:  # fmt: skip
+        del step, zero, out_step
+        y = self.op(kind, x, self.constant(weight), self.constant(bias), **attributes)
+        return self.op("Relu", y) if out_zero == 0 else y
 
 
 def quantise_weight(weight: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:

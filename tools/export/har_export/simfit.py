@@ -21,7 +21,8 @@ from agent.core.gait import TRANSITION, Span, rotate
 from agent.core.gait_coefficients import ACTIVITIES, CHANGES, FIT_RATE_HZ, FORMAT, GAITS, POSTURES
 from agent.errors import InputError
 from har_export.datasets import load
-from har_export.datasets.records import LABELS, Recording
+from har_export.datasets.records import Recording
+from har_export.datasets.smartphone import LABELS
 
 Array = npt.NDArray[np.float64]
 
@@ -73,7 +74,7 @@ def changes(recording: Recording) -> list[tuple[str, int, int]]:
 def fit(recordings: Sequence[Recording]) -> dict[str, Any]:
     """Return the coefficients as the JSON object that `agent.core.gait.parse` reads."""
     gaits = {name: _fit_gait(recordings, name) for name in GAITS}
-    users = sorted({r.subject for r in recordings})
+    users = sorted({r.subject for r in recordings}, key=int)
     return {
         "format": FORMAT,
         "source": SOURCE,
@@ -129,7 +130,7 @@ def _align(harmonics: npt.NDArray[np.complex128], reference: npt.NDArray[np.comp
 
 def _fit_gait(recordings: Sequence[Recording], name: str) -> dict[str, Any]:
     """Fit one gait; under `subjects`, what each person's vector needs."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for r in recordings:
         for a, b in segments(r, name, 6 * FIT_RATE_HZ):
             found.setdefault(r.subject, []).append(
@@ -212,7 +213,7 @@ def _fit_residual(by_subject: Iterable[Sequence[Array]]) -> dict[str, Any]:
 
 def _fit_posture(recordings: Sequence[Recording], name: str) -> dict[str, Any]:
     """Slow sway of gravity and the residual on top of it."""
-    residuals: dict[int, list[Array]] = {}
+    residuals: dict[str, list[Array]] = {}
     sways: list[Array] = []
     times: list[float] = []
     for r in recordings:
@@ -283,7 +284,7 @@ def _mean_gravity(recordings: Sequence[Recording], name: str) -> Array:
     return gravity
 
 
-def _fit_people(recordings: Sequence[Recording], users: Sequence[int], gaits: dict[str, Any]) -> dict[str, Any]:
+def _fit_people(recordings: Sequence[Recording], users: Sequence[str], gaits: dict[str, Any]) -> dict[str, Any]:
     """Median and principal directions, over people, of the vector that `agent.core.gait.People` describes."""
     rms = {name: np.median([s["rms"] for s in gaits[name]["subjects"].values()], axis=0) for name in GAITS}
     rows = []

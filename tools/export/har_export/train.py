@@ -2,44 +2,57 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from agent.core import normalise
 from agent.core.normalise import Normalisation
 from agent.errors import InputError
-from agent.records import Float32Array, Int64Array
-from har_export.datasets import Data
-from har_export.datasets.records import LABELS, UNLABELLED, Recording
-from har_export.network import WINDOW, Network
+from agent.records import CHANNELS, Float32Array, Int64Array
+from har_export.datasets.records import UNLABELLED, Data, Recording
+from har_export.network import BASE, CODE_STEP, Network, Shape
 
-HOP = WINDOW // 2
+IDLE_SHARE = 16
+"""Of so many windows of people, one window of a sensor that lies still is made."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that training depends on beside the data and the seed.
 
-    `rotation_deg`: largest tilt of the sensor about a random axis, since no two people wear it alike. `noise`:
-    largest standard deviation of white noise, in g and rad/s. `acc_scale`, `gyro_scale`: largest relative change
-    of gain. `reconstruction`: weight of the decoder's squared error beside the classifier's cross-entropy.
+    `epochs`: passes over the data; `epochs_with_everyone`: further ones that include the people whom calibration was
+    measured on; `context_steps`: of training the context. `rotation_deg`: largest tilt of the sensor about a random
+    axis, since no two people wear it alike. `noise`: largest standard deviation of white noise, in g and rad/s.
+    `acc_scale`, `gyro_scale`: largest relative change of gain. `reconstruction`: weight of the decoder's squared error
+    beside the classifier's cross-entropy; `detail`: that of the cross-entropy of the finer classes. `rate_hz`,
+    `window`: what one window is; the hop is half of it.
     """
 
-    epochs: int = 20
+    rate_hz: float = 50.0
+    window: int = 128
+    epochs: int = 24
+    epochs_with_everyone: int = 8
+    context_steps: int = 600
     batch: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     label_smoothing: float = 0.05
     reconstruction: float = 0.1
-    rotation_deg: float = 30.0
+    detail: float = 0.3
+    rotation_deg: float = 80.0
     noise: float = 0.02
     acc_scale: float = 0.02
     gyro_scale: float = 0.1
+
+    @property
+    def hop(self) -> int:
+        """Samples from one window to the next: windows overlap by half."""
+        return self.window // 2
 
 
 @dataclass(frozen=True)
@@ -52,59 +65,104 @@ class Progress:
     left_s: float
 
 
-def centre_labels(recording: Recording, starts: Int64Array) -> Int64Array:
-    """Return the label of the sample in the middle of each window that begins at `starts`."""
-    return recording.label[starts + WINDOW // 2]
-
-
-def streaming_starts(recording: Recording, first: int = 0) -> Int64Array:
-    """Return where windows begin that are cut every `HOP` samples from sample `first` on."""
-    return np.arange(first, len(recording.values) - WINDOW + 1, HOP)
-
-
 def fit_normalisation(data: Data) -> Normalisation:
     """Fit on the recordings; on the filtered windows only where there are no recordings."""
-    samples = [r.values for r in data.recordings] or [data.windows.values.reshape(-1, 6)]
+    samples = [r.values for r in data.recordings] or [data.windows.values.reshape(-1, len(CHANNELS))]
     return normalise.fit(np.concatenate(samples))
 
 
 def train(
-    data: Data, seed: int, settings: Settings, report: Callable[[Progress], None] | None = None
+    data: Data,
+    seed: int,
+    settings: Settings,
+    report: Callable[[Progress], None] | None = None,
+    shape: Shape = BASE,
+    start: tuple[Network, Normalisation] | None = None,
 ) -> tuple[Network, Normalisation]:
-    """Train on all of `data`; the caller has taken out whom it wants to score.
+    """Train on all of `data`, which has the settings' rate; the caller has taken out whom it wants to score.
 
-    Deterministic for one seed, one number of threads and one build of PyTorch.
+    `start`: what to go on from, for another `epochs`; it is left as it is. Deterministic for one seed, one number of
+    threads and one build of PyTorch.
 
     Raises:
-        InputError: there is nothing to train on.
+        InputError: there is nothing to train on, or ready-cut windows that do not fit.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    normalisation = fit_normalisation(data)
-    sampler = Sampler(data, seed)
+    check_windows(data, settings)
+    sampler = Sampler(data, settings.window, seed)
+    network, normalisation = Network(settings.window, len(data.labels), shape), fit_normalisation(data)
+    if start is not None:
+        network.load_state_dict(start[0].state_dict())
+        normalisation = start[1]
+    # One class more: a sensor that nobody wears, so that the code tells.
+    finer = nn.Linear(shape.code, data.details + 1)
+
+    def loss(values: Tensor, label: Tensor, detail: Tensor) -> Tensor:
+        network.train()
+        lying = idle(len(values) // IDLE_SHARE, settings.window, generator)
+        label = torch.cat([label, torch.full((len(lying),), UNLABELLED)])
+        detail = torch.cat([detail, torch.full((len(lying),), data.details)])
+        windows = to_input(torch.cat([augment(values, settings, generator), lying]), normalisation)
+        code = network.encoder(windows) * CODE_STEP
+        return (
+            classification(network.classifier(code), label, settings)
+            + settings.detail * classification(finer(code), detail, settings)
+            + settings.reconstruction * functional.mse_loss(network.reconstruct(code), windows)
+        )
+
+    descend([*network.parameters(), *finer.parameters()], loss, sampler, settings, report)
+    return network.eval(), normalisation
+
+
+def check_windows(data: Data, settings: Settings) -> None:
+    """Check that ready-cut windows, which cannot be resampled, are what a model with these settings takes.
+
+    Raises:
+        InputError: they are not.
+    """
+    published = Settings()
+    wanted = (settings.window, settings.rate_hz)
+    if len(data.windows.label) and wanted != (published.window, published.rate_hz):
+        raise InputError(
+            f"the data has ready-cut windows of {published.window} samples at {published.rate_hz:g} Hz, which do not "
+            f"fit a model of {settings.window} at {settings.rate_hz:g} Hz; give recordings only"
+        )
+
+
+def classification(logits: Tensor, label: Tensor, settings: Settings) -> Tensor:
+    """Cross-entropy of (B, classes) with labels (B,); what is not labelled does not count."""
+    total = functional.cross_entropy(
+        logits, label, ignore_index=UNLABELLED, label_smoothing=settings.label_smoothing, reduction="sum"
+    )
+    # A batch may have no labelled window.
+    return total / max(1, int((label != UNLABELLED).sum()))
+
+
+def descend(
+    parameters: Sequence[nn.Parameter],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    sampler: "Sampler",
+    settings: Settings,
+    report: Callable[[Progress], None] | None = None,
+) -> None:
+    """Minimise `loss` of (values, label, detail) over the sampler's batches: AdamW, warm-up, then a cosine."""
     steps = settings.epochs * sampler.batches(settings.batch)
-    network = Network()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_up_then_cosine(step, steps))
     began = time.monotonic()
     for epoch in range(1, settings.epochs + 1):
-        network.train()
         losses = []
-        for values, label in sampler.epoch(settings.batch):
-            windows = to_input(augment(values, settings, generator), normalisation)
-            logits, reconstruction = network(windows)
-            loss = functional.cross_entropy(
-                logits, label, ignore_index=UNLABELLED, label_smoothing=settings.label_smoothing
-            ) + settings.reconstruction * functional.mse_loss(reconstruction, windows)
+        for batch in sampler.epoch(settings.batch):
+            value = loss(*batch)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             optimiser.step()
             schedule.step()
-            losses.append(float(loss.detach()))
+            losses.append(float(value.detach()))
         if report is not None:
             left_s = (time.monotonic() - began) / epoch * (settings.epochs - epoch)
             report(Progress(epoch, settings.epochs, float(np.mean(losses)), left_s))
-    return network.eval(), normalisation
 
 
 def warm_up_then_cosine(step: int, steps: int) -> float:
@@ -118,54 +176,59 @@ def warm_up_then_cosine(step: int, steps: int) -> float:
 class Sampler:
     """Draws shuffled batches; each epoch cuts the recordings at a new random offset."""
 
-    def __init__(self, data: Data, seed: int) -> None:
+    def __init__(self, data: Data, window: int, seed: int) -> None:
         """Index `data`.
 
         Raises:
             InputError: it holds less than one window.
         """
         self._rng = np.random.default_rng(seed)
-        usable = [r for r in data.recordings if len(r.values) >= WINDOW + HOP]
+        self._window, self._hop = window, window // 2
+        usable = [r for r in data.recordings if len(r.values) >= window + self._hop]
         self._lengths = [len(r.values) for r in usable]
-        self._size = sum((n - WINDOW - HOP) // HOP + 1 for n in self._lengths) + len(data.windows.label)
+        ready = len(data.windows.label)
+        self._size = sum(self._count(n) for n in self._lengths) + ready
         if self._size == 0:
             raise InputError("there is not one window to train on")
-        samples = [r.values for r in usable] + [data.windows.values.reshape(-1, 6)]
-        self._values = torch.from_numpy(np.concatenate(samples)).unfold(0, WINDOW, 1)
+        samples = [r.values for r in usable] + [data.windows.values.reshape(-1, len(CHANNELS))]
+        self._values = torch.from_numpy(np.concatenate(samples)).unfold(0, window, 1)
         streamed = sum(self._lengths)
-        filtered = data.windows.values.shape[0]
-        self._filtered = streamed + WINDOW * np.arange(filtered)
-        self._label = np.full(streamed + filtered * WINDOW, UNLABELLED, np.int64)
+        self._filtered = streamed + window * np.arange(ready)
+        self._classes = np.full((2, streamed + ready * window), UNLABELLED, np.int64)
         if usable:
-            self._label[:streamed] = np.concatenate([r.label for r in usable])
-        self._label[self._filtered + WINDOW // 2] = data.windows.label
+            self._classes[0, :streamed] = np.concatenate([r.label for r in usable])
+            self._classes[1, :streamed] = np.concatenate([r.label if r.detail is None else r.detail for r in usable])
+        self._classes[:, self._filtered + window // 2] = data.windows.label
+
+    def _count(self, samples: int) -> int:
+        return (samples - self._window - self._hop) // self._hop + 1
 
     def batches(self, batch: int) -> int:
         """Return how many batches an epoch has."""
         return -(-self._size // batch)
 
-    def epoch(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (values float32 (b, 128, 6) in g and rad/s, label int64 (b,)), every window once."""
+    def epoch(self, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (values float32 (b, window, 6) in g and rad/s, label, detail int64 (b,)), every window once."""
         starts, begin = [], 0
         for n in self._lengths:
-            count = (n - WINDOW - HOP) // HOP + 1
-            starts.append(begin + self._rng.integers(HOP) + HOP * np.arange(count))
+            starts.append(begin + self._rng.integers(self._hop) + self._hop * np.arange(self._count(n)))
             begin += n
         order = self._rng.permutation(np.concatenate([*starts, self._filtered]))
         # Equal parts: batch normalisation would suffer from a last batch of a few windows.
         for part in np.array_split(order, self.batches(batch)):
-            index = torch.from_numpy(part)
-            yield self._values[index].transpose(1, 2), torch.from_numpy(self._label[part + WINDOW // 2])
+            values = self._values[torch.from_numpy(part)].transpose(1, 2)
+            label, detail = torch.from_numpy(self._classes[:, part + self._window // 2])
+            yield values, label, detail
 
 
 def to_input(values: Tensor, normalisation: Normalisation) -> Tensor:
-    """Normalise (B, 128, 6) of g and rad/s as the agent does."""
+    """Normalise (B, window, 6) of g and rad/s as the agent does."""
     mean, std = torch.from_numpy(normalisation.mean), torch.from_numpy(normalisation.std)
     return (values - mean) * (1 / std)
 
 
 def augment(values: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-    """Return (B, 128, 6) as another placement, another sensor and another day would give it."""
+    """Return (B, window, 6) as another placement, another sensor and another day would give it."""
     n = len(values)
 
     def uniform(*shape: int) -> Tensor:
@@ -176,6 +239,16 @@ def augment(values: Tensor, settings: Settings, generator: torch.Generator) -> T
     gyro = values[:, :, 3:] @ turn * (1 + settings.gyro_scale * (2 * uniform(n, 1, 1) - 1))
     noise = torch.randn(values.shape, generator=generator) * (settings.noise * uniform(n, 1, 1))
     return torch.cat([acc, gyro], dim=2) + noise
+
+
+def idle(n: int, window: int, generator: torch.Generator) -> Tensor:
+    """Return (n, window, 6) of a sensor that lies still, any side up: gravity, a small bias, and its own noise."""
+    gravity = functional.normalize(torch.randn(n, 1, 3, generator=generator), dim=2)
+    bias = 0.02 * torch.randn(n, 1, 3, generator=generator)
+    # From 0.3 to 10 thousandths of a g, and of a rad/s: from a quiet sensor to a poor one.
+    noise = 3e-4 * (10 / 0.3) ** torch.rand(n, 1, 1, generator=generator)
+    still = torch.cat([gravity, bias], dim=2).expand(n, window, len(CHANNELS))
+    return still + noise * torch.randn(n, window, len(CHANNELS), generator=generator)
 
 
 def rotations(n: int, largest_deg: float, generator: torch.Generator) -> Tensor:
@@ -189,13 +262,12 @@ def rotations(n: int, largest_deg: float, generator: torch.Generator) -> Tensor:
     return torch.eye(3) + torch.sin(angle) * cross + (1 - torch.cos(angle)) * (cross @ cross)
 
 
-def label_counts(label: Int64Array) -> dict[str, int]:
+def label_counts(label: Int64Array, labels: Sequence[str]) -> dict[str, int]:
     """Return how many windows there are of each class; unlabelled ones are not counted."""
-    return {name: int((label == i).sum()) for i, name in enumerate(LABELS)}
+    return {name: int((label == i).sum()) for i, name in enumerate(labels)}
 
 
-def streaming_windows(recording: Recording) -> tuple[Float32Array, Int64Array]:
-    """Return windows (n, 128, 6) cut every `HOP` samples from the start, and their centre labels (n,)."""
-    starts = streaming_starts(recording)
-    values = recording.values[starts[:, None] + np.arange(WINDOW)]
-    return values, centre_labels(recording, starts)
+def streaming_windows(recording: Recording, window: int, first: int = 0) -> tuple[Float32Array, Int64Array]:
+    """Return windows (n, window, 6), overlapping by half from sample `first` on, and their middle samples (n,)."""
+    starts = np.arange(first, len(recording.values) - window + 1, window // 2)
+    return recording.values[starts[:, None] + np.arange(window)], starts + window // 2

@@ -1,16 +1,20 @@
-"""Small data sets in every layout that the readers accept, made from a seed."""
+"""Fixtures that every test may use; `layouts.py` writes data sets as their publishers do."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from har_export.datasets import Data
-from har_export.datasets.records import Recording, Windows
+from har_export.datasets import hapt, ucihar
+from har_export.datasets.records import Data, Recording, Windows
+from har_export.datasets.smartphone import LABELS
 
-SUBJECTS = (1, 3, 5, 6, 7)
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+SUBJECTS = ("1", "3", "5", "6", "7")
 
 
 def posture(label: int, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -23,14 +27,14 @@ def posture(label: int, rng: np.random.Generator, n: int) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def recording(subject: int, experiment: int, seconds: float = 6.0) -> Recording:
+def recording(subject: str, session: int, seconds: float = 6.0) -> Recording:
     """One recording that goes through all seven classes, with an unlabelled stretch at the end of each."""
-    rng = np.random.default_rng([subject, experiment])
+    rng = np.random.default_rng([int(subject), session])
     n = int(seconds * 50)
     values = np.concatenate([posture(label, rng, n) for label in range(7)])
     label = np.repeat(np.arange(7, dtype=np.int64), n)
     label.reshape(7, n)[:, -10:] = -1
-    return Recording(subject, experiment, 50.0, values, label)
+    return Recording(subject, str(session), 50.0, values, label, label, hapt.ORIGIN)
 
 
 @pytest.fixture(autouse=True)
@@ -39,18 +43,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Data:
     """Five subjects, one recording and six filtered windows each."""
     recordings = tuple(recording(subject, i) for i, subject in enumerate(SUBJECTS))
     windows, label, subject = [], [], []
     for s in SUBJECTS:
-        rng = np.random.default_rng([s, 99])
+        rng = np.random.default_rng([int(s), 99])
         for activity in range(6):
             windows.append(posture(activity, rng, 128))
             label.append(activity)
             subject.append(s)
-    return Data(recordings, Windows(np.stack(windows), np.array(label), np.array(subject)))
+    filtered = Windows(np.stack(windows), np.array(label), np.array(subject), ucihar.ORIGIN)
+    return Data(recordings, filtered, LABELS)
 
 
 @pytest.fixture

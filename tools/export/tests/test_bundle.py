@@ -19,17 +19,17 @@ from har_export.calibrate import (
     hold_out,
     negative_log_likelihood,
 )
-from har_export.datasets import Data
-from har_export.datasets.records import LABELS
+from har_export.datasets.records import Data
+from har_export.datasets.smartphone import LABELS
 from har_export.golden import golden_windows
-from har_export.train import Settings, fit_normalisation
+from har_export.train import Settings
 
-QUICK = Settings(epochs=1, batch=32)
+QUICK = Settings(epochs=1, epochs_with_everyone=1, context_steps=10, batch=32)
 
 
 @pytest.fixture
 def built(tiny: Data) -> Bundle:
-    return bundles.build(tiny, 0, QUICK, "har-tiny", {})
+    return bundles.build(tiny, 0, QUICK, "har-tiny", {})[0]
 
 
 def test_the_agent_accepts_what_is_written(built: Bundle, tmp_path: Path) -> None:
@@ -41,7 +41,10 @@ def test_the_agent_accepts_what_is_written(built: Bundle, tmp_path: Path) -> Non
     assert read.contents == built.contents
     assert read.manifest.labels == LABELS
     assert read.manifest.code.bytes == 64
-    OrtModel(read).verify(*read_golden(read))
+    OrtModel(read).verify(read_golden(read))
+    assert read.manifest.context is not None
+    with np.load(io.BytesIO(read.contents["exemplars.npz"])) as exemplars:
+        assert exemplars["codes"].shape[1:] == (read.manifest.context.windows, 64)
 
 
 def test_a_damaged_file_is_noticed_when_it_is_written(built: Bundle, tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_a_damaged_file_is_noticed_when_it_is_written(built: Bundle, tmp_path: P
 
 def test_the_same_seed_gives_the_same_bytes(tiny: Data, built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    first, second = (bundles.build(tiny, 3, QUICK, "har-tiny", {}) for _ in range(2))
+    first, second = (bundles.build(tiny, 3, QUICK, "har-tiny", {})[0] for _ in range(2))
 
     assert first.contents == second.contents
     assert first.digest == second.digest
@@ -64,7 +67,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Data, built: Bundle, monkeypat
 def test_the_manifest_says_what_was_trained_on(built: Bundle, tiny: Data) -> None:
     training = built.manifest.training
 
-    _, label = all_windows(tiny)
+    _, label = all_windows(tiny, 128)
     counted = sum(n for entry in training["data"] for n in entry["windows"].values())
     assert counted + training["data"][0]["unlabelled"] == len(label)
     assert training["subjects"] == list(tiny.subjects)
@@ -80,25 +83,27 @@ def test_the_card_carries_measured_figures_and_terms(tiny: Data) -> None:
         "folds": 5,
         "seeds": [0, 1],
         "streaming_accuracy": over_seeds,
-        "streaming_worst_subject": {"subject": 14, "accuracy": 0.8123},
+        "streaming_worst_subject": {"subject": "14", "accuracy": 0.8123},
         "streaming_classes": {"sitting": {"precision": 0.91, "recall": 0.92, "f1": 0.915}},
     }
 
-    card = bundles.build(tiny, 0, QUICK, "har-tiny", {"crossval": crossval}).contents["CARD.md"].decode()
+    built, _ = bundles.build(tiny, 0, QUICK, "har-tiny", {"crossval": crossval})
+    card = " ".join(built.contents["CARD.md"].decode().split())
 
     assert "95.12% | 0.21% | 94.87%" in card
     assert "the worst subject, 14, has 81.2%" in card
     assert "| sitting | 91.0% | 92.0% | 91.5% |" in card
     assert card.count("no commercial use") == 2
+    assert "16 windows, 20.5 s" in card
     assert "$" not in card
 
 
 def test_golden_windows_are_synthetic_and_varied() -> None:
-    windows = golden_windows()
+    windows = golden_windows(128, 50.0)
 
     assert windows.shape == (32, 128, 6)
     assert windows.dtype == np.float32
-    np.testing.assert_array_equal(windows, golden_windows())
+    np.testing.assert_array_equal(windows, golden_windows(128, 50.0))
     gravity = np.linalg.norm(windows[:, :, :3].mean(axis=1), axis=1)
     assert ((gravity > 0.7) & (gravity < 1.3)).all()
     moving = windows.std(axis=1).max(axis=1)
@@ -114,13 +119,15 @@ def test_golden_vectors_cover_more_than_one_label(built: Bundle) -> None:
 
 def test_one_subject_is_not_enough(tiny: Data) -> None:
     with pytest.raises(InputError, match="at least two subjects"):
-        bundles.build(tiny.of([1]), 0, QUICK, "har-tiny", {})
+        bundles.build(tiny.of(["1"]), 0, QUICK, "har-tiny", {})
 
 
 def test_held_out_subjects_are_some_and_not_all() -> None:
-    assert len(hold_out((1, 2), 0)) == 1
-    assert len(hold_out(tuple(range(20)), 0)) == 4
-    assert {hold_out(tuple(range(20)), seed) for seed in range(4)} != {hold_out(tuple(range(20)), 0)}
+    many = tuple(str(i) for i in range(20))
+
+    assert len(hold_out(("1", "2"), 0)) == 1
+    assert len(hold_out(many, 0)) == 4
+    assert {hold_out(many, seed) for seed in range(4)} != {hold_out(many, 0)}
 
 
 def test_temperature_recovers_overconfidence() -> None:
@@ -136,8 +143,10 @@ def test_temperature_recovers_overconfidence() -> None:
 class Scripted:
     """Scores by rule: the logit of class 0 is the first value, novelty the second."""
 
-    id = "scripted"
     labels = LABELS
+
+    def __init__(self, built: Bundle) -> None:
+        self.bundle = built._replace(manifest=built.manifest._replace(context=None))
 
     def infer(self, windows: np.ndarray) -> Scores:
         logits = np.zeros((len(windows), 7), np.float32)
@@ -146,20 +155,36 @@ class Scripted:
         return Scores(logits, np.zeros((len(windows), 64), np.int8), novelty)
 
 
-def test_the_threshold_is_a_quantile_of_what_was_held_out(tiny: Data) -> None:
-    normalisation = fit_normalisation(tiny)
-    values, label = all_windows(tiny)
+def test_the_threshold_is_a_quantile_of_what_was_held_out(tiny: Data, built: Bundle) -> None:
+    values, label = all_windows(tiny, 128)
     values, label = values[label >= 0], label[label >= 0]
-    novelty = normalisation.apply(values)[:, 0, 1].astype(np.float64) ** 2
+    novelty = built.manifest.normalisation.apply(values)[:, 0, 1].astype(np.float64) ** 2
 
-    calibration, measured = calibrate(Scripted(), normalisation, tiny)
+    calibration, context, measured = calibrate(Scripted(built), tiny, [])
 
+    assert context is None
     assert calibration.novelty_threshold == pytest.approx(1.25 * np.quantile(novelty, 0.995))
     assert (novelty > calibration.novelty_threshold).mean() <= 0.01
     assert list(calibration.novelty_quantiles) == [str(q) for q in QUANTILES]
-    activity = label < 6
+    activity = tiny.is_activity(label)
     assert measured["accuracy"] == pytest.approx((label[activity] == 0).mean())
     assert measured["windows"] == activity.sum()
+
+
+def test_the_float_variant_is_the_same_model(tiny: Data, tmp_path: Path) -> None:
+    built, (network,) = bundles.build(tiny, 0, QUICK, "har-tiny", {})
+
+    variant = bundles.float_variant(built, network)
+
+    bundles.write(variant, tmp_path / "har-tiny-float")
+    assert variant.manifest.name == "har-tiny-float"
+    assert variant.manifest.calibration == built.manifest.calibration
+    for name in ("context.onnx", "novelty.onnx", "exemplars.npz"):
+        assert variant.contents[name] == built.contents[name]
+    window = golden_windows(128, 50.0)
+    ours, theirs = (OrtModel(b).infer(b.manifest.normalisation.apply(window)) for b in (variant, built))
+    assert np.abs(ours.code.astype(int) - theirs.code).mean() < 2
+    assert (ours.logits.argmax(1) == theirs.logits.argmax(1)).mean() > 0.8
 
 
 def test_the_manifest_is_json_without_surprises(built: Bundle, tmp_path: Path) -> None:

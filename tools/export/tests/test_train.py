@@ -5,47 +5,42 @@ import pytest
 import torch
 
 from agent.errors import InputError
-from har_export.datasets import Data
-from har_export.datasets.records import no_windows
+from har_export.datasets.records import Data, no_windows
 from har_export.train import (
-    HOP,
     Progress,
     Sampler,
     Settings,
     augment,
-    centre_labels,
     fit_normalisation,
+    idle,
     rotations,
-    streaming_starts,
     streaming_windows,
     to_input,
     train,
 )
 
-ONE_EPOCH = Settings(epochs=1, batch=32)
+ONE_EPOCH = Settings(epochs=1, epochs_with_everyone=1, context_steps=10, batch=32)
+HOP = ONE_EPOCH.hop
 
 
-def test_a_window_has_the_label_of_sample_64(tiny: Data) -> None:
+def test_windows_overlap_by_half(tiny: Data) -> None:
     recording = tiny.recordings[0]
 
-    windows, label = streaming_windows(recording)
+    windows, middle = streaming_windows(recording, 128)
 
-    starts = streaming_starts(recording)
-    assert starts[0] == 0
-    assert set(np.diff(starts)) == {HOP}
-    assert len(recording.values) - (starts[-1] + 128) < HOP
-    np.testing.assert_array_equal(label, [recording.label[s + 64] for s in starts])
+    assert middle[0] == 64
+    assert set(np.diff(middle)) == {HOP}
+    assert len(recording.values) - (middle[-1] + 64) < HOP
     np.testing.assert_array_equal(windows[3], recording.values[192:320])
-    np.testing.assert_array_equal(centre_labels(recording, starts), label)
 
 
 def test_an_epoch_shows_every_window_once_with_its_label(tiny: Data) -> None:
-    sampler = Sampler(tiny, seed=0)
+    sampler = Sampler(tiny, 128, seed=0)
 
     batches = list(sampler.epoch(50))
 
-    values = np.concatenate([v.numpy() for v, _ in batches])
-    label = np.concatenate([x.numpy() for _, x in batches])
+    values = np.concatenate([v.numpy() for v, _, _ in batches])
+    label = np.concatenate([x.numpy() for _, x, _ in batches])
     assert len(batches) == sampler.batches(50)
     streamed = sum((len(r.values) - 128 - HOP) // HOP + 1 for r in tiny.recordings)
     assert len(values) == len(label) == streamed + len(tiny.windows.label)
@@ -62,14 +57,10 @@ def test_an_epoch_shows_every_window_once_with_its_label(tiny: Data) -> None:
 
 
 def test_epochs_cut_the_recordings_at_other_offsets(tiny: Data) -> None:
-    sampler = Sampler(replace_windows(tiny), seed=0)
-    first, second = ({v.tobytes() for b, _ in sampler.epoch(64) for v in b.numpy()} for _ in range(2))
+    sampler = Sampler(replace(tiny, windows=no_windows()), 128, seed=0)
+    first, second = ({v.tobytes() for b, _, _ in sampler.epoch(64) for v in b.numpy()} for _ in range(2))
 
     assert first.isdisjoint(second)
-
-
-def replace_windows(data: Data) -> Data:
-    return Data(data.recordings, no_windows())
 
 
 def test_rotations_are_rotations_within_the_limit() -> None:
@@ -97,7 +88,7 @@ def test_augmentation_turns_both_sensors_alike() -> None:
 
 def test_training_sees_what_the_agent_sees(tiny: Data) -> None:
     normalisation = fit_normalisation(tiny)
-    windows, _ = streaming_windows(tiny.recordings[0])
+    windows, _ = streaming_windows(tiny.recordings[0], 128)
 
     ours = to_input(torch.from_numpy(windows), normalisation).numpy()
 
@@ -109,7 +100,7 @@ def test_normalisation_is_fitted_on_recordings_alone_if_there_are_any(tiny: Data
 
     np.testing.assert_allclose(fit_normalisation(tiny).mean, samples.mean(axis=0), atol=1e-5)
 
-    filtered = Data((), tiny.windows)
+    filtered = Data((), tiny.windows, tiny.labels)
     expected = tiny.windows.values.reshape(-1, 6).std(axis=0)
     np.testing.assert_allclose(fit_normalisation(filtered).std, expected, rtol=1e-4)
 
@@ -135,4 +126,34 @@ def test_training_learns_and_reports(tiny: Data) -> None:
 
 def test_nothing_to_train_on_is_said() -> None:
     with pytest.raises(InputError, match="not one window"):
-        Sampler(Data((), no_windows()), 0)
+        Sampler(Data((), no_windows(), ("a", "b")), 128, 0)
+
+
+def test_finer_classes_are_shown_beside_the_labels(tiny: Data) -> None:
+    finer = tuple(replace(r, detail=np.where(r.label < 0, -1, r.label + 10)) for r in tiny.recordings)
+    sampler = Sampler(replace(tiny, recordings=finer, windows=no_windows()), 128, seed=0)
+
+    _, label, detail = next(sampler.epoch(1000))
+
+    torch.testing.assert_close(detail[label >= 0], label[label >= 0] + 10)
+    assert (detail[label < 0] == -1).all()
+
+
+def test_a_sensor_that_nobody_wears_feels_gravity_and_its_own_noise() -> None:
+    values = idle(50, 128, torch.Generator().manual_seed(0))
+
+    assert values.shape == (50, 128, 6)
+    torch.testing.assert_close(values[:, :, :3].mean(dim=1).norm(dim=1), torch.ones(50), atol=0.01, rtol=0)
+    assert values.std(dim=1).max() < 0.015
+    assert values[:, :, 0].mean(dim=1).min() < -0.5 < 0.5 < values[:, :, 0].mean(dim=1).max()
+
+
+def test_another_rate_and_window_can_be_trained(tiny: Data) -> None:
+    settings = replace(ONE_EPOCH, window=64)
+
+    network, _ = train(replace(tiny, windows=no_windows()), 0, settings)
+
+    logits, rebuilt = network(torch.zeros(2, 64, 6))
+    assert (logits.shape, rebuilt.shape) == ((2, 7), (2, 64, 6))
+    with pytest.raises(InputError, match="multiple of 8"):
+        train(replace(tiny, windows=no_windows()), 0, replace(ONE_EPOCH, window=100))

@@ -6,8 +6,14 @@ import numpy as np
 
 from agent.errors import InputError
 from agent.records import Float32Array
-from har_export.datasets.records import TEST_SUBJECTS, Windows, from_publisher, read_table
+from har_export.datasets.records import Origin, Windows, read_table
+from har_export.datasets.smartphone import TEST_SUBJECTS, from_publisher
 
+ORIGIN = Origin(
+    "UCI HAR, Human Activity Recognition Using Smartphones (UCI id 240)",
+    "Anguita et al., A Public Domain Dataset for Human Activity Recognition Using Smartphones, ESANN 2013",
+    "no commercial use, according to the publisher's read-me file",
+)
 WINDOW = 128
 NPZ_KEYS = frozenset({"X", "channels", "y", "subject"})
 SIGNALS = tuple(f"{signal}_{axis}" for signal in ("total_acc", "body_gyro") for axis in "xyz")
@@ -35,7 +41,7 @@ def read_npz(path: Path) -> Windows:
             raise InputError(f"{path} lacks the channels {', '.join(missing)}")
         values = packed["X"][:, :, [names.index(name) for name in SIGNALS]]
         label, subject = packed["y"], packed["subject"]
-    return _training_subjects(values, label, subject)
+    return _training_subjects(values, label, subject, path)
 
 
 def read_folder(dataset: Path) -> Windows:
@@ -56,10 +62,11 @@ def read_folder(dataset: Path) -> Windows:
         if len({len(x) for x in (*signals, label[-1], subject[-1])}) != 1:
             raise InputError(f"{dataset / part}: the signals, labels and subjects differ in their number of rows")
         values.append(np.stack(signals, axis=2))
-    return _training_subjects(np.concatenate(values), np.concatenate(label), np.concatenate(subject))
+    return _training_subjects(np.concatenate(values), np.concatenate(label), np.concatenate(subject), dataset)
 
 
-def _training_subjects(values: Float32Array, label: np.ndarray, subject: np.ndarray) -> Windows:
-    subject = subject.astype(np.int64)
+def _training_subjects(values: Float32Array, label: np.ndarray, subject: np.ndarray, path: Path) -> Windows:
+    subject = subject.astype(np.int64).astype(np.str_)
     keep = ~np.isin(subject, sorted(TEST_SUBJECTS))
-    return Windows(np.ascontiguousarray(values[keep], np.float32), from_publisher(label[keep]), subject[keep])
+    kept = np.ascontiguousarray(values[keep], np.float32)
+    return Windows(kept, from_publisher(label[keep], path), subject[keep], ORIGIN)

@@ -1,0 +1,1 @@
+"""Experiments: the published tables reproduced beside ours. Nothing here is needed to build a bundle."""
