@@ -53,7 +53,7 @@ def away_for_long(rig: Rig) -> None:
     )
     assert missed - 30 <= len(history) <= missed + 200, "what was made while the broker was away, and no more"
     assert history[-1] - history[0] >= (len(history) - 2 * history_hz) / history_hz, "the rate, after a burst"
-    assert longest_wait < 1.0, "a live prediction waited for history"
+    assert longest_wait < (history[-1] - history[0]) / 3, "a live prediction waited for history"
     assert grown < 16
     assert any("broker_away" in codes for codes in listener.health_codes())
     assert listener.health_codes()[-1] <= {"clock_unsynced"}
