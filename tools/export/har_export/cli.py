@@ -119,7 +119,9 @@ def crossval(
     har-export crossval --data ../shared/data --seeds 0,1,2,3,4 --out results.json
     """
     if not out.suffix:
-        raise typer.BadParameter(f"{out} has no suffix such as .json: it is the folder of the bundles", param_hint="--out")
+        raise typer.BadParameter(
+            f"{out} has no suffix such as .json: it is the folder of the bundles", param_hint="--out"
+        )
     settings = replace(Settings(), epochs=epochs, rate_hz=rate_hz, window=window)
     where = source(data, declare)
     _say_lost(where.load(rate_hz))
