@@ -124,7 +124,7 @@ def crossval(
         )
     settings = replace(Settings(), epochs=epochs, rate_hz=rate_hz, window=window)
     where = source(data, declare)
-    _say_lost(where.load(rate_hz))
+    _say_lost(cv.load(where, rate_hz))
     results = cv.crossval(
         where, numbers(seeds), folds, settings, out.with_suffix(""), jobs or cv.default_jobs(),
         _show_fold, members,

@@ -84,7 +84,7 @@ def crossval(
         InputError: the data cannot be used.
     """
     tasks = [Task(seed, fold, folds) for seed in seeds for fold in range(folds)]
-    data = _data(source, settings.rate_hz)
+    data = load(source, settings.rate_hz)
     for seed in seeds:
         folds_of(data.subjects, folds, seed)
     keep.mkdir(parents=True, exist_ok=True)
@@ -111,12 +111,13 @@ def _one_thread() -> None:
 
 
 @cache
-def _data(source: Source, rate_hz: float) -> Data:
+def load(source: Source, rate_hz: float) -> Data:
+    """Read the data once a process, on the grid of `rate_hz`; see `Source.load`."""
     return source.load(rate_hz)
 
 
 def _run_fold_of(source: Source, task: Task, settings: Settings, members: int, keep: Path) -> Bundle:
-    return run_fold(_data(source, settings.rate_hz), task, settings, members, keep / task.name)
+    return run_fold(load(source, settings.rate_hz), task, settings, members, keep / task.name)
 
 
 def _kept(keep: Path, data: Data, task: Task, settings: Settings, members: int) -> Bundle | None:
@@ -174,7 +175,7 @@ def summarise(folds: Sequence[Fold]) -> dict[str, Any]:
         if len(by_seed[seeds[0]].truth):
             out |= {f"{kind}_{key}": value for key, value in _figures(folds[0].unseen, by_seed).items()}
     if "streaming_accuracy" in out:
-        out |= _in_order(folds, scored)
+        out |= _in_order(scored)
     return out
 
 
@@ -210,37 +211,30 @@ def _figures(data: Data, by_seed: Mapping[int, Rows]) -> dict[str, Any]:
     return out
 
 
-def _in_order(folds: Sequence[Fold], scored: Sequence[tuple[Fold, evaluate.Scored]]) -> dict[str, Any]:
+def _in_order(scored: Sequence[tuple[Fold, evaluate.Scored]]) -> dict[str, Any]:
     """Return the figures of what is decided, which depends on the order of windows."""
     plain, reordered = [], []
     off: dict[int, list[float]] = {}
-    for fold in folds:
+    delays, missed, count = [], 0, 0
+    for fold, found in scored:
         without = OrtModel(_without_context(fold.model.bundle))
         plain.append((fold.seed, evaluate.score(without, fold.unseen).streaming))
         margin_s = CUT_MARGIN * fold.model.bundle.manifest.input.window / fold.model.bundle.manifest.input.rate_hz
         shuffled = bouts.reordered(fold.unseen, margin_s, fold.seed)
         reordered.append((fold.seed, evaluate.score(fold.model, shuffled).streaming))
-    for fold, found in scored:
         value = evaluate.sensor_off_auroc(fold.model, found.streaming)
         if value is not None:
             off.setdefault(fold.seed, []).append(value)
-    rows = [(fold.seed, found.streaming) for fold, found in scored]
-    delays, missed, count = [], 0, 0
-    for fold, found in scored:
         onsets = evaluate.onsets_of(fold.model.bundle.manifest, fold.unseen, found.streaming)
         delays += onsets["delays_s"]
         missed += onsets["missed"]
         count += onsets["count"]
-    data = folds[0].unseen
+    rows = [(fold.seed, found.streaming) for fold, found in scored]
+    data = scored[0][0].unseen
     out: dict[str, Any] = {
         "decided_accuracy": _over_seeds(list(_decided(data, rows))),
         "without_context_accuracy": _over_seeds(list(_decided(data, plain))),
-        "onsets": {
-            "count": count,
-            "missed": missed,
-            "delay_median_s": float(np.quantile(delays, 0.5)) if delays else None,
-            "delay_p90_s": float(np.quantile(delays, 0.9)) if delays else None,
-        },
+        "onsets": {"count": count, "missed": missed, **metrics.delay_quantiles(delays)},
     }
     if off:
         out["sensor_off_auroc"] = _over_seeds([float(np.mean(values)) for values in off.values()])

@@ -160,13 +160,11 @@ def onsets_of(manifest: Manifest, data: Data, rows: Rows, novel: Sequence[str] =
         found += metrics.onsets(r.label, r.rate_hz, own.t1_s, own.decided, period_s, shortest_s)
     wanted = [o for o in found if data.labels[o.label] not in (TRANSITION, *novel)]
     delays = sorted(o.delay_s for o in wanted if o.delay_s is not None)
-    median, p90 = (float(np.quantile(delays, q)) if delays else None for q in (0.5, 0.9))
     return {
         "shortest_s": shortest_s,
         "count": len(wanted),
         "missed": len(wanted) - len(delays),
-        "delay_median_s": median,
-        "delay_p90_s": p90,
+        **metrics.delay_quantiles(delays),
         "delays_s": [round(d, 3) for d in delays],
     }
 

@@ -117,6 +117,12 @@ def auroc(positive: Float64Array, negative: Float64Array) -> float | None:
     return float((below + not_above).mean() / 2 / len(negative))
 
 
+def delay_quantiles(delays_s: Sequence[float]) -> dict[str, float | None]:
+    """Return the median and the 90th percentile of delays in seconds, as results name them; None of nothing."""
+    quantiles = (("delay_median_s", 0.5), ("delay_p90_s", 0.9))
+    return {name: float(np.quantile(delays_s, q)) if len(delays_s) else None for name, q in quantiles}
+
+
 def onsets(
     label: Int64Array, rate_hz: float, t1_s: Float64Array, decided: Int64Array, period_s: float, shortest_s: float
 ) -> list[Onset]:

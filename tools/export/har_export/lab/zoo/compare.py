@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from onnx import numpy_helper
 
-from agent.adapters.onnx_model import session_options
+from agent.adapters.onnx_model import open_session
 from agent.core.normalise import Normalisation
 from agent.errors import InputError
 from agent.records import Float32Array, Int64Array
+from har_export import metrics
 from har_export.datasets.records import Data, Windows
 from har_export.datasets.split import folds_of
 from har_export.lab.result import Result, Table, spread
@@ -115,14 +115,12 @@ def kept(path: Path, model: Config) -> dict[str, Any] | None:
 
 def score(file: bytes, inputs: Float32Array, label: Int64Array) -> dict[str, float]:
     """Score the deployed file, one window a call as on a board: accuracy, and F1 averaged over the classes."""
-    session = ort.InferenceSession(file, session_options(), providers=["CPUExecutionProvider"])
+    session = open_session("a file of the zoo", file)
     name = session.get_inputs()[0].name
     predicted = np.array([session.run(["logits"], {name: inputs[i : i + 1]})[0].argmax() for i in range(len(inputs))])
-    f1 = []
-    for activity in np.unique(label):
-        hits = int(((predicted == activity) & (label == activity)).sum())
-        f1.append(2 * hits / int((predicted == activity).sum() + (label == activity).sum()))
-    return {"accuracy": float((predicted == label).mean()), "macro_f1": float(np.mean(f1))}
+    classes = int(max(predicted.max(), label.max())) + 1
+    macro_f1 = metrics.macro_f1(metrics.by_class(metrics.confusion(label, predicted, classes)))
+    return {"accuracy": float((predicted == label).mean()), "macro_f1": macro_f1 or 0.0}
 
 
 def parameters(file: bytes) -> int:
@@ -137,7 +135,7 @@ def parameters(file: bytes) -> int:
 
 def call_of(file: bytes, window: Float32Array) -> Callable[[], object]:
     """Return a call that scores one window: a normalised one, or a raw one that hand features are made of first."""
-    session = ort.InferenceSession(file, session_options(), providers=["CPUExecutionProvider"])
+    session = open_session("a file of the zoo", file)
     if session.get_inputs()[0].name == "features":
         return lambda: session.run(None, {"features": hand_features(window)})
     return partial(session.run, None, {"window": window})
