@@ -1,6 +1,7 @@
 """The zoo's networks: each computes logits in PyTorch, and draws itself as the ONNX graph that is deployed.
 
-All take normalised windows (B, 128, 6) and give logits (B, classes).
+All take normalised windows (B, 128, 6) and give logits (B, classes). Some see beside them how each channel changes over
+`LAG` samples, in the place of UCI HAR's published body acceleration, which is no signal of a sensor.
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +18,29 @@ from har_export.lab.graph import Graph
 from har_export.network import COARSE_STEP, CODE_STEP, FINE_STEP, LAG, ConvNorm, Network
 
 WINDOW = 128
+
+
+DIFFERENCE = 0.25
+"""Standard deviations: the change of a channel that is 1 where a network sees changes; larger ones are clipped."""
+
+_LATER = np.minimum(np.arange(WINDOW) + LAG, WINDOW - 1)
+
+
+def with_difference(windows: Tensor) -> Tensor:
+    """Return (B, 128, 12): windows, and beside each channel's value its clipped change over `LAG` samples."""
+    change = windows[:, torch.from_numpy(_LATER)] - windows
+    return torch.cat([windows, (change / DIFFERENCE).clamp(-1, 1)], dim=2)
+
+
+def _draw_change(graph: Graph, window: str) -> str:
+    later = graph.op("Gather", window, graph.constant(_LATER), axis=1)
+    return graph.op("Sub", later, window)
+
+
+def _draw_difference(graph: Graph, window: str) -> str:
+    change = graph.op("Div", _draw_change(graph, window), graph.constant(np.array(DIFFERENCE, np.float32)))
+    limits = [graph.constant(np.array(limit, np.float32)) for limit in (-1, 1)]
+    return graph.op("Concat", window, graph.op("Clip", change, *limits), axis=2)
 
 
 class Classifier(nn.Module, ABC):
@@ -75,11 +99,11 @@ class Lstm(Classifier):
         kernels: Sequence[int] = (),
         strides: Sequence[int] = (),
     ) -> None:
-        """`frame`: samples a step where there is no convolution; a step sees `frame` x 6 numbers."""
+        """`frame`: samples a step where there is no convolution; a step sees `frame` x 12 numbers."""
         super().__init__()
         self.frame = frame
         self.stem = ConvStem(channels, kernels, strides) if channels else None
-        into = channels[-1] if channels else frame * len(CHANNELS)
+        into = channels[-1] if channels else frame * 2 * len(CHANNELS)
         self.lstm = nn.LSTM(into, hidden, batch_first=True, bidirectional=bidirectional)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden * (1 + bidirectional), classes)
@@ -87,7 +111,7 @@ class Lstm(Classifier):
     def forward(self, windows: Tensor) -> Tensor:
         """Return logits."""
         if self.stem is None:
-            steps = windows.reshape(len(windows), WINDOW // self.frame, -1)
+            steps = with_difference(windows).reshape(len(windows), WINDOW // self.frame, -1)
         else:
             steps = self.stem(windows.transpose(1, 2)).transpose(1, 2)
         states, _ = self.lstm(steps)
@@ -96,7 +120,8 @@ class Lstm(Classifier):
     def draw(self, graph: Graph, window: str) -> str:
         """Add this network."""
         if self.stem is None:
-            steps = graph.op("Reshape", window, graph.shape(0, WINDOW // self.frame, self.frame * len(CHANNELS)))
+            shape = graph.shape(0, WINDOW // self.frame, self.frame * 2 * len(CHANNELS))
+            steps = graph.op("Reshape", _draw_difference(graph, window), shape)
         else:
             turned = graph.op("Transpose", window, perm=[0, 2, 1])
             steps = graph.op("Transpose", self.stem.draw(graph, turned), perm=[0, 2, 1])
@@ -112,7 +137,7 @@ class ConvLstm(Classifier):
         super().__init__()
         self.parts = parts
         padding = (kernel - 1) // 2
-        self.of_input = nn.Conv1d(len(CHANNELS), 4 * hidden, kernel, padding=padding)
+        self.of_input = nn.Conv1d(2 * len(CHANNELS), 4 * hidden, kernel, padding=padding)
         self.of_state = nn.Conv1d(hidden, 4 * hidden, kernel, padding=padding, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(hidden * WINDOW // parts // 2, dense)
@@ -120,7 +145,7 @@ class ConvLstm(Classifier):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return logits."""
-        first, *others = windows.transpose(1, 2).chunk(self.parts, dim=2)
+        first, *others = with_difference(windows).transpose(1, 2).chunk(self.parts, dim=2)
         i, _, c, o = self.of_input(first).chunk(4, dim=1)
         cell = i.sigmoid() * c.tanh()
         state = o.sigmoid() * cell.tanh()
@@ -134,7 +159,7 @@ class ConvLstm(Classifier):
 
     def draw(self, graph: Graph, window: str) -> str:
         """Add this network, its steps one after the other."""
-        turned = graph.op("Transpose", window, perm=[0, 2, 1])
+        turned = graph.op("Transpose", _draw_difference(graph, window), perm=[0, 2, 1])
         state = cell = ""
         layers = self.of_input.weight, self.of_input.bias, self.of_state.weight
         weight, bias, recurrent = (graph.constant(x) for x in layers if x is not None)
@@ -207,9 +232,7 @@ class Autoencoder(Classifier):
             return graph.op("Round", graph.op("Clip", levels, *limits))
 
         limits = [graph.constant(np.array(limit, np.float32)) for limit in (-128, 127)]
-        index = graph.constant(np.minimum(np.arange(WINDOW) + LAG, WINDOW - 1))
-        later = graph.op("Gather", window, index, axis=1)
-        views = [view(window, COARSE_STEP), view(graph.op("Sub", later, window), FINE_STEP)]
+        views = [view(window, COARSE_STEP), view(_draw_change(graph, window), FINE_STEP)]
         joined = graph.op("Transpose", graph.op("Concat", *views, axis=2), perm=[0, 2, 1])
         x = graph.op("Div", joined, graph.constant(np.array(127, np.float32)))
         for layer in encoder.convolutions():
