@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,21 +118,30 @@ def fit(
     codes = encode_for_training(encoder, data.recordings, settings, seed)
     rng, exemplars = np.random.default_rng([seed, 5]), None
     windows = context.look_back(settings.rate_hz, settings.hop)
+    size = networks[0].shape.code
+    shares = [slice(first, first + size) for first in range(0, size * members, size)]
     if codes and windows:
-        layer = context.fit(codes, data, seed, settings.context_steps, windows)
-        drawn = context.draw(codes, RANGE_WINDOWS, rng, windows)
-        graphs["context.onnx"] = context.export(layer, drawn[0])
+        drawn, _ = context.draw(codes, RANGE_WINDOWS, rng, windows)
+        contexts = []
+        for member, share in enumerate(shares):
+            own = [replace(c, code=c.code[:, share]) for c in codes]
+            layer = context.fit(own, data, seed + SEEDS_APART * member, settings.context_steps, windows)
+            contexts.append(context.export(layer, drawn[:, :, share]))
+        graphs["context.onnx"] = _joined(contexts, (windows, size * members), "codes")
     if codes:
         exemplars = context.exemplars(codes, EXEMPLARS, rng, max(1, windows))
     else:
         # Windows that a publisher cut have no order, and so no context.
         codes = [Codes("", encoder.encode(data.windows.values), data.windows.label)]
-    graphs["novelty.onnx"] = novelty.export(
-        np.concatenate([c.code for c in codes]),
-        np.concatenate([c.label for c in codes]),
-        idle_codes(encoder, settings.window, seed),
-    )
+    code, label = np.concatenate([c.code for c in codes]), np.concatenate([c.label for c in codes])
+    lying = idle_codes(encoder, settings.window, seed)
+    novelties = [novelty.export(code[:, share], label, lying[:, share]) for share in shares]
+    graphs["novelty.onnx"] = _joined(novelties, (size * members,), "code")
     return Parts(tuple(networks), graphs, normalisation, exemplars)
+
+
+def _joined(readers: Sequence[bytes], shape: Sequence[int], name: str) -> bytes:
+    return readers[0] if len(readers) == 1 else ensemble.join_readers(readers, shape, name)
 
 
 def idle_codes(encoder: Encoder, window: int, seed: int) -> Int8Array:

@@ -36,30 +36,46 @@ def join(members: Sequence[dict[str, bytes]], code: int) -> dict[str, bytes]:
     """
     graphs = [{name: onnx.load_from_string(data) for name, data in member.items()} for member in members]
     encoders = [_renamed(g["encoder.onnx"], f"{i}", ("window",)) for i, g in enumerate(graphs)]
-    heads = [_renamed(g["classifier.onnx"], f"h{i}", ()) for i, g in enumerate(graphs)]
     decoder = _renamed(graphs[0]["decoder.onnx"], "d", ("reconstruction",))
-    count = range(len(members))
-    side_by_side = helper.make_node("Concat", [f"{i}/code" for i in count], ["code"], axis=1)
-    apart = helper.make_node("Split", ["code"], [f"h{i}/code" for i in count], axis=1)
-    share = numpy_helper.from_array(np.array(1 / len(members), np.float32), "m/share")
-    total, mean = [], "h0/logits"
-    for i in range(1, len(members)):
-        total.append(helper.make_node("Add", [mean, f"h{i}/logits"], [f"m/sum{i}"]))
-        mean = f"m/sum{i}"
-    total.append(helper.make_node("Mul", [mean, "m/share"], ["logits"]))
+    side_by_side = helper.make_node("Concat", [f"{i}/code" for i in range(len(members))], ["code"], axis=1)
     first = helper.make_node("Slice", ["code", "m/from", "m/to", "m/axis"], ["d/code"])
     bounds = [
         numpy_helper.from_array(np.array([value]), name)
         for name, value in (("m/from", 0), ("m/to", code), ("m/axis", 1))
     ]
-    long = helper.make_tensor_value_info("code", TensorProto.INT8, ["batch", code * len(members)])
+    long = _codes(["batch", code * len(members)], "code")
     return {
         "encoder.onnx": _model(encoders, [], [side_by_side], [], encoders[0].graph.input, [long]),
-        "classifier.onnx": _model(
-            heads, [apart], total, [share], [long], [_as(graphs[0]["classifier.onnx"].graph.output[0], "logits")]
-        ),
+        "classifier.onnx": _mean([g["classifier.onnx"] for g in graphs], long),
         "decoder.onnx": _model([decoder], [first], [], bounds, [long], decoder.graph.output),
     }
+
+
+def join_readers(readers: Sequence[bytes], shape: Sequence[int], name: str) -> bytes:
+    """Return what reads an ensemble's codes from what reads those of its members: contexts, or novelties.
+
+    `shape`: of one of the joined graph's inputs, without the batch; its last axis is the codes, side by side. `name`:
+    the input's. What the readers give is averaged.
+    """
+    return _mean([onnx.load_from_string(data) for data in readers], _codes(["batch", *shape], name))
+
+
+def _mean(members: Sequence[onnx.ModelProto], codes: onnx.ValueInfoProto) -> bytes:
+    """Return a graph that gives each member its share of the last axis of `codes`, and the mean of what they give."""
+    out = members[0].graph.output[0]
+    heads = [_renamed(member, f"h{i}", ()) for i, member in enumerate(members)]
+    apart = helper.make_node("Split", [codes.name], [head.graph.input[0].name for head in heads], axis=-1)
+    share = numpy_helper.from_array(np.array(1 / len(members), np.float32), "m/share")
+    total, sum_so_far = [], f"h0/{out.name}"
+    for i in range(1, len(members)):
+        total.append(helper.make_node("Add", [sum_so_far, f"h{i}/{out.name}"], [f"m/sum{i}"]))
+        sum_so_far = f"m/sum{i}"
+    total.append(helper.make_node("Mul", [sum_so_far, "m/share"], [out.name]))
+    return _model(heads, [apart], total, [share], [codes], [out])
+
+
+def _codes(shape: Sequence[int | str], name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT8, shape)
 
 
 def _renamed(model: onnx.ModelProto, prefix: str, keep: Sequence[str]) -> onnx.ModelProto:
@@ -73,13 +89,6 @@ def _renamed(model: onnx.ModelProto, prefix: str, keep: Sequence[str]) -> onnx.M
     for value in (*renamed.graph.input, *renamed.graph.output):
         value.name = own.get(value.name, value.name)
     return renamed
-
-
-def _as(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    named = onnx.ValueInfoProto()
-    named.CopyFrom(value)
-    named.name = name
-    return named
 
 
 def _model(

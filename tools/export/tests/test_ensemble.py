@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -58,3 +59,29 @@ def test_an_ensemble_is_a_bundle_like_any_other(tiny: Data) -> None:
     scores = model.infer(built.manifest.normalisation.apply(streaming_windows(tiny.recordings[0], 128)[0]))
     assert scores.code.shape[1] == 128
     assert np.isfinite(scores.novelty).all()
+
+
+def test_what_reads_its_codes_is_the_mean_of_what_reads_its_members(tiny: Data) -> None:
+    parts = bundles.fit(tiny, 0, QUICK, members=2)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-128, 128, (5, 16, 128), np.int8)
+
+    def each(kind: str, into: str, x: np.ndarray) -> list[np.ndarray]:
+        graph = onnx.load_from_string(parts.graphs[kind])
+        outs = [f"h{i}/{graph.graph.output[0].name}" for i in range(2)]
+        for name in outs:
+            graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+        session = ort.InferenceSession(graph.SerializeToString(), session_options())
+        return session.run([graph.graph.output[0].name, *outs], {into: x})
+
+    for kind, into, x in (("context.onnx", "codes", codes), ("novelty.onnx", "code", codes[:, 0])):
+        mean, first, second = each(kind, into, x)
+        np.testing.assert_allclose(mean, (first + second) / 2, rtol=1e-5)
+        assert not np.array_equal(first, second)
+    # Each reads its own member's codes, and nothing else.
+    changed = codes.copy()
+    changed[..., 64:] = 0
+    _, first, second = each("context.onnx", "codes", codes)
+    _, same, other = each("context.onnx", "codes", changed)
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(second, other)
