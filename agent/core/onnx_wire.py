@@ -21,6 +21,12 @@ _EXTERNAL = 1
 FLOAT, INT8 = 1, 3
 """TensorProto.DataType."""
 
+TYPES = {
+    FLOAT: "float32", 2: "uint8", INT8: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool",
+    10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
+}  # fmt: skip
+"""TensorProto.DataType by what numpy calls it: those that numpy has."""
+
 _NODE, _NAME, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 2, 5, 11, 12, 15
 """Fields of GraphProto that say what it computes, with the name that it must have."""
 
@@ -34,6 +40,14 @@ class Value(NamedTuple):
     name: str
     dtype: int
     shape: tuple[int | None, ...]
+
+
+class Node(NamedTuple):
+    """A node of a graph: its operator, whatever its domain, and what it takes and gives. A name left out is empty."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 class OnnxSummary:
@@ -72,6 +86,56 @@ def signature(model: bytes) -> tuple[list[Value], list[Value]]:
     parts = _Parts(model)
     inputs = [_value(data) for name, data in parts.inputs.items() if name not in parts.constants]
     return inputs, [_value(data) for data in parts.outputs.values()]
+
+
+def nodes(model: bytes) -> list[Node]:
+    """Return the nodes of a ModelProto in their order: what a node takes, one before it gives.
+
+    Raises:
+        ModelContractError: the bytes are not a protobuf message.
+    """
+    return [_node_in(data) for number, data in _Parts(model).body if number == _NODE]
+
+
+def constants(model: bytes) -> list[Value]:
+    """Return the initializers of a ModelProto, those that are sparse left out.
+
+    Raises:
+        ModelContractError: the bytes are not a protobuf message.
+    """
+    return [_constant(data) for number, data in _Parts(model).body if number == _INITIALIZER]
+
+
+def extract(model: bytes, inputs: Sequence[Value], outputs: Sequence[Value]) -> bytes:
+    """Return the part of a model that computes `outputs` of `inputs`, tensors anywhere in it.
+
+    Nodes and initializers are copied as they are, those that are not needed left out. A value whose `dtype` is 0 is
+    declared by its name alone. Subgraphs are not looked into: no operator that a bundle may use has one.
+
+    Raises:
+        ModelContractError: the bytes are not a protobuf message, or something is needed that `inputs` do not give.
+    """
+    parts = _Parts(model)
+    given = {value.name for value in inputs}
+    needed = {value.name for value in outputs}
+    kept: list[memoryview] = []
+    for number, data in reversed(parts.body):
+        if number == _NODE:
+            node = _node_in(data)
+            if needed.intersection(node.outputs) - given:
+                kept.append(data)
+                needed.update(node.inputs)
+    missing = needed - given - parts.defined - {""}
+    if missing:
+        raise ModelContractError(f"a part of it needs {', '.join(sorted(missing))} as well")
+    graph = [_field(_NODE, data) for data in reversed(kept)]
+    graph.append(_field(_NAME, b"part"))
+    for number, data in parts.body:
+        if number != _NODE and needed & _named(number, data):
+            graph.append(_field(number, data))
+    graph += [_field(_INPUT, _declared(value)) for value in inputs]
+    graph += [_field(_OUTPUT, _declared(value)) for value in outputs]
+    return parts.head + _field(7, b"".join(graph))
 
 
 def fuse(models: Sequence[bytes]) -> bytes | None:
@@ -141,17 +205,59 @@ class _Parts:
             elif number in (_NODE, _INITIALIZER, _SPARSE):
                 self.body.append((number, _message(value)))
             if number == _NODE:
-                for part, name in _fields(_message(value)):
-                    if part == 1:
-                        self.used.add(_text(name))
-                    elif part == 2:
-                        self.computed.add(_text(name))
+                node = _node_in(_message(value))
+                self.used.update(node.inputs)
                 # An output that is optional, and not wanted, has no name.
-                self.computed.discard("")
-            elif number == _INITIALIZER:
-                self.constants.add(_text_in(value, 8))
-            elif number == _SPARSE:
-                self.constants.update(_text_in(values, 8) for values in _inside(_message(value), 1))
+                self.computed.update(name for name in node.outputs if name)
+            elif number in (_INITIALIZER, _SPARSE):
+                self.constants |= _named(number, _message(value))
+
+
+def _node_in(data: memoryview) -> Node:
+    """Read a NodeProto."""
+    operator, inputs, outputs = "", list[str](), list[str]()
+    for number, value in _fields(data):
+        if number == 1:
+            inputs.append(_text(value))
+        elif number == 2:
+            outputs.append(_text(value))
+        elif number == 4:
+            operator = _text(value)
+    return Node(operator, tuple(inputs), tuple(outputs))
+
+
+def _named(number: int, data: memoryview) -> set[str]:
+    """The name of an initializer; of one that is sparse, it is that of its values."""
+    return {_text_in(tensor, 8) for tensor in ([data] if number == _INITIALIZER else _inside(data, 1))}
+
+
+def _constant(data: memoryview) -> Value:
+    """Read what a TensorProto says of itself."""
+    dtype, shape = 0, list[int | None]()
+    for number, value in _fields(data):
+        if number == 1:
+            shape += [value] if isinstance(value, int) else _numbers(value)
+        elif number == 2 and isinstance(value, int):
+            dtype = value
+    return Value(_text_in(data, 8), dtype, tuple(shape))
+
+
+def _numbers(data: memoryview) -> Iterator[int]:
+    """Yield numbers that are packed into one field."""
+    at = 0
+    while at < len(data):
+        number, at = _varint(data, at)
+        yield number
+
+
+def _declared(value: Value) -> bytes:
+    """Write a ValueInfoProto."""
+    name = _field(1, value.name.encode())
+    if not value.dtype:
+        return name
+    dimensions = (b"" if n is None else _number(1 << 3 | _VARINT) + _number(n) for n in value.shape)
+    shape = _field(2, b"".join(_field(1, dimension) for dimension in dimensions))
+    return name + _field(2, _field(1, _number(1 << 3 | _VARINT) + _number(value.dtype) + shape))
 
 
 def _value(data: memoryview) -> Value:

@@ -4,7 +4,7 @@ import pytest
 from graphs import classifier, decoder, encoder, field, model, node, novelty, number, value
 
 from agent.adapters.onnx_model import session_options
-from agent.core.onnx_wire import FLOAT, INT8, Value, fuse, signature, summarise
+from agent.core.onnx_wire import FLOAT, INT8, Node, Value, constants, extract, fuse, nodes, signature, summarise
 from agent.errors import ModelContractError
 
 CODE = value("code", np.int8, "batch", 4)
@@ -119,3 +119,45 @@ def test_what_is_no_onnx_file_is_refused(data):
         fuse([encoder(), data])
     with pytest.raises(ModelContractError, match="ONNX file"):
         signature(data)
+
+
+def test_nodes_and_constants_are_read_as_they_stand():
+    graph = model(
+        [node("Mul", "x w", "a"), node("Relu", "a", "y")],
+        [value("x", np.float32, 2)],
+        [value("y", np.float32, 2)],
+        {"w": np.zeros((1, 2), np.float32), "n": np.zeros((), np.int8)},
+    )
+
+    assert nodes(graph) == [Node("Mul", ("x", "w"), ("a",)), Node("Relu", ("a",), ("y",))]
+    assert constants(graph) == [Value("w", FLOAT, (1, 2)), Value("n", INT8, ())]
+
+
+def test_dimensions_of_a_constant_may_be_packed():
+    packed = field(7, field(5, field(1, b"\x03\x80\x01") + number(2, FLOAT) + field(8, "w")))
+
+    assert constants(packed) == [Value("w", FLOAT, (3, 128))]
+
+
+def test_what_is_extracted_declares_what_it_was_told_to():
+    whole = fuse([encoder(), classifier()])
+    part = extract(whole, [Value("code", INT8, (None, 4))], [Value("ca", 0, ()), Value("logits", FLOAT, (None, 3))])
+
+    assert signature(part) == (
+        [Value("code", INT8, (None, 4))],
+        [Value("ca", 0, ()), Value("logits", FLOAT, (None, 3))],
+    )
+    codes = np.arange(8, dtype=np.int8).reshape(2, 4)
+    assert np.array_equal(run(part, code=codes)["logits"], run(classifier(), code=codes)["logits"])
+    assert summarise(part).opsets == {"": 17}
+
+
+def test_a_sparse_constant_goes_along_where_it_is_used():
+    values = field(8, "w") + number(1, 1) + number(2, FLOAT)
+    graph = model([node("Relu", "w", "a"), node("Add", "x a", "b"), node("Relu", "b", "y")], [CODE], [LOGITS])
+    graph += field(7, field(15, field(1, values)))
+
+    with_it = extract(graph, [Value("x", FLOAT, ())], [Value("b", FLOAT, ())])
+    without = extract(graph, [Value("b", FLOAT, ())], [Value("y", FLOAT, ())])
+    assert values in with_it
+    assert values not in without
