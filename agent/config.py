@@ -16,6 +16,7 @@ from agent.core.decision import DecisionSettings
 from agent.core.settings import (
     AgentSettings,
     BrokerSettings,
+    CloudSettings,
     CommandSettings,
     HomeAssistantSettings,
     ModelSettings,
@@ -25,6 +26,7 @@ from agent.core.settings import (
     SerialSettings,
     TelemetrySettings,
     WindowSettings,
+    WorkerSettings,
 )
 from agent.errors import ConfigError
 
@@ -51,6 +53,14 @@ class Config:
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     homeassistant: HomeAssistantSettings = field(default_factory=HomeAssistantSettings)
     commands: CommandSettings = field(default_factory=CommandSettings)
+    cloud: CloudSettings = field(default_factory=CloudSettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+
+    @property
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """What the agent speaks to, the preferred one first: all but the broker that is only there to ask through."""
+        first = next(iter(self.broker), None)
+        return {name: b for name, b in self.broker.items() if name == first or name != self.cloud.broker}
 
 
 class Loaded(NamedTuple):
@@ -200,7 +210,26 @@ def _build(tree: Mapping[str, Mapping[str, Any]], origin: Mapping[str, str], pro
             built.setdefault(family, {})[name] = kind(**values)
         else:
             built[family] = kind(**values)
-    return Config(**built)
+    config = Config(**built)
+    if not problems:
+        problems += (f"{origin[key]}: {key}: {text}" for key, text in _contradictions(config))
+    return config
+
+
+def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    """What cannot be used together although each value could: a key that was set, and a sentence."""
+    cloud, brokers = config.cloud, config.broker
+    if cloud.payload == "window" and cloud.privacy != "window":
+        yield "cloud.payload", 'a window may only leave the board with privacy = "window" in [cloud]'
+    if cloud.broker and cloud.broker not in brokers:
+        yield "cloud.broker", f"there is no section [broker.{cloud.broker}]{suggest(cloud.broker, brokers)}"
+    elif cloud.enabled:
+        name = cloud.broker or next(iter(brokers))
+        if brokers[name].protocol != "5":
+            yield (
+                f"broker.{name}.protocol",
+                'a worker is asked over MQTT 5: set protocol = "5", or another cloud.broker',
+            )
 
 
 def _convert(value: Any, kind: Any) -> Any:

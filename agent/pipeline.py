@@ -3,6 +3,9 @@
 One `feed` makes at most one model call per `max_batch` windows, whatever stream they belong to. What comes out for a
 stream does not depend on how its samples were cut into batches, nor on what other streams are doing.
 
+`feed` is `score` and then `decide`. Between the two a window may wait, for an answer from elsewhere: what comes after
+it in its stream must wait with it, because each decision follows from the one before.
+
 Where the bundle has a context, a second call scores each window by the codes of those before it, and the decision
 follows that. It was trained on windows a bundle's own hop apart: at any other hop it is not used.
 """
@@ -112,6 +115,49 @@ class _Staged(NamedTuple):
     codes: deque[bytes]
 
 
+class Call(NamedTuple):
+    """What the windows of one model call share.
+
+    `codes`: int8, B times those of a window and the ones before it in its context, oldest first, or the window's own
+    alone where there is no context. `windows`: float32 (B, window, 6) in g and rad/s, only if `keep_windows` is set.
+    """
+
+    manifest: Manifest
+    codes: Int8Array
+    windows: Float32Array | None
+
+
+class Scored(NamedTuple):
+    """A window that the model has scored, and that is not decided yet.
+
+    `scores`: its calibrated probabilities, in the order of the labels; `decisive`: those to decide by, in its context.
+    `origin`, `model`: whose they are. `decision`: of its stream. `call`: the model call that it was part of, as number
+    `at`.
+    """
+
+    stream: str
+    seq: int
+    t0_ns: int
+    t1_ns: int
+    scores: list[float]
+    novelty: float
+    known: bool
+    decisive: list[float]
+    origin: Origin
+    model: str
+    decision: Decision
+    call: Call
+    at: int
+
+    def answered(self, probabilities: Sequence[float], model: str, *, known: bool) -> "Scored":
+        """Return the window as `model` has scored it elsewhere: that is what is decided by, and published."""
+        scores = list(probabilities)
+        return self._replace(scores=scores, decisive=scores, known=known, origin=Origin.CLOUD, model=model)
+
+
+Undecided = Scored | Gap | Refused | Unscored
+
+
 class Pipeline:
     """See the module's text."""
 
@@ -146,6 +192,8 @@ class Pipeline:
         self._staged: list[_Staged | Gap | Refused] = []
         self.tap: Callable[[Float32Array], None] | None = None
         """Is shown the windows of each model call, float32 (B, window, 6) in g and rad/s; copies what it keeps."""
+        self.keep_windows = False
+        """Whether what is scored still has its windows: see `Call`."""
 
     def counts(self) -> dict[str, StreamCounts]:
         """Return what became of each stream's samples so far."""
@@ -156,7 +204,11 @@ class Pipeline:
 
         Where the model fails, the windows of that call come out as `Unscored`, and the next call is a new try.
         """
-        events: list[Event] = []
+        return self.decide(self.score(items))
+
+    def score(self, items: Sequence[SampleBatch | Dropped]) -> list[Undecided]:
+        """Do as `feed` does, up to the decision: return what is to be given to `decide`, in this order per stream."""
+        scored: list[Undecided] = []
         for item in items:
             stream = self._streams.get(item.stream)
             if stream is None:
@@ -174,8 +226,41 @@ class Pipeline:
                     stream.refused = False
                 stream.timeline.interrupt(item.reason)
             else:
-                events += self._ingest(stream, item)
-        events += self._score()
+                scored += self._ingest(stream, item)
+        scored += self._score()
+        return scored
+
+    def decide(self, scored: Sequence[Undecided]) -> list[Event]:
+        """Decide what was scored, and return the events of it. Also after a `swap`, but before its stream is ended."""
+        events: list[Event] = []
+        for item in scored:
+            if not isinstance(item, Scored):
+                self._streams[item.stream].decision.clear()
+                events.append(item)
+                continue
+            stream, seq, t0_ns, t1_ns, scores, novelty, known, decisive, origin, model, decision, call, _ = item
+            confidence = max(scores)
+            previous = decision.activity
+            activity, smoothed = decision.update(t1_ns, decisive, known)
+            # By position, in the order of the record's fields: names cost a third more, for every window.
+            events.append(
+                Prediction(
+                    stream,
+                    seq,
+                    t0_ns,
+                    t1_ns,
+                    call.manifest.labels[scores.index(confidence)],
+                    confidence,
+                    tuple(scores),
+                    novelty,
+                    known,
+                    activity,
+                    origin,
+                    model,
+                )
+            )
+            if activity != previous:
+                events.append(ActivityChange(stream, t1_ns, activity, previous, smoothed))
         return events
 
     def due_ns(self) -> int:
@@ -235,6 +320,11 @@ class Pipeline:
                 stream.decision = self._new_decision()
 
     @property
+    def hop(self) -> int:
+        """Samples from one window to the next."""
+        return self._hop
+
+    @property
     def _context(self) -> Context | None:
         """The context that is used, if any."""
         return self._manifest.context if self._hop == self._manifest.input.hop else None
@@ -269,14 +359,14 @@ class Pipeline:
         self._set_threshold = threshold
         self._threshold = self.novelty_threshold
 
-    def _ingest(self, stream: _Stream, batch: SampleBatch) -> list[Event]:
-        """Stage what a batch completes; return the events of model calls that had to be made on the way."""
-        events: list[Event] = []
+    def _ingest(self, stream: _Stream, batch: SampleBatch) -> list[Undecided]:
+        """Stage what a batch completes; return what came of model calls that had to be made on the way."""
+        scored: list[Undecided] = []
         stream.samples += len(batch.t_ns)
         stream.t_rx_ns = batch.t_rx_ns
         if stream.refused:
             stream.losses[Loss.RATE] += len(batch.t_ns)
-            return events
+            return scored
         held = 0 if stream.timeline.source_rate_hz else stream.timeline.held
         try:
             pieces = stream.timeline.push(batch.t_ns, batch.values, batch.seq0)
@@ -284,7 +374,7 @@ class Pipeline:
             stream.refused = True
             stream.losses[Loss.RATE] += held + len(batch.t_ns)
             self._staged.append(Refused(stream.name, str(e)))
-            return events
+            return scored
         window = self._manifest.input.window
         for piece in pieces:
             if isinstance(piece, Break):
@@ -292,13 +382,13 @@ class Pipeline:
                 continue
             for taken, data in stream.ring.push(piece.values):
                 if self._filled == len(self._batch):
-                    events += self._score()
+                    scored += self._score()
                 self._batch[self._filled] = data
                 self._filled += 1
                 t0_ns = piece.origin_ns + round((piece.k0 + taken - window) * self.period_ns)
                 self._staged.append(_Staged(stream, stream.seq, t0_ns, stream.codes))
                 stream.seq += 1
-        return events
+        return scored
 
     def _interrupt(self, stream: _Stream, cut: Break) -> Gap:
         gap = Gap(stream.name, cut.seq, cut.t0_ns, cut.t1_ns, cut.reason, stream.ring.uncovered)
@@ -308,32 +398,53 @@ class Pipeline:
         stream.codes = self._no_codes()
         return gap
 
-    def _score(self) -> list[Event]:
-        """Run the model on what is staged, and decide, in the order of staging."""
+    def _score(self) -> list[Undecided]:
+        """Run the model on what is staged; return it in the order of staging."""
         staged, self._staged = self._staged, []
         n, self._filled = self._filled, 0
-        rows: Iterator[tuple[list[float], float, list[float]]] = iter(())
-        if n:
-            windows = self._batch[:n]
-            if self.tap is not None:
-                self.tap(windows)
-            self._manifest.normalisation.apply(windows, out=windows)
-            try:
-                rows = self._read(self._model.infer(windows), staged)
-            except InferenceError as e:
-                return [self._unscored(item, str(e)) for item in staged]
-        events: list[Event] = []
+        if not n:
+            return [item for item in staged if not isinstance(item, _Staged)]
+        windows = self._batch[:n]
+        if self.tap is not None:
+            self.tap(windows)
+        kept = windows.copy() if self.keep_windows else None
+        self._manifest.normalisation.apply(windows, out=windows)
+        try:
+            rows, codes = self._read(self._model.infer(windows), staged)
+        except InferenceError as e:
+            return [self._unscored(item, str(e)) for item in staged]
+        call, model = Call(self._manifest, codes, kept), self._model.id
+        scored: list[Undecided] = []
+        at = 0
         for item in staged:
-            if isinstance(item, _Staged):
-                self._decide(item, *next(rows), events)
-            else:
-                self._streams[item.stream].decision.clear()
-                events.append(item)
-        return events
+            if not isinstance(item, _Staged):
+                scored.append(item)
+                continue
+            stream, seq, t0_ns, _ = item
+            scores, novelty, decisive = next(rows)
+            # By position, as in `decide`.
+            scored.append(
+                Scored(
+                    stream.name,
+                    seq,
+                    t0_ns,
+                    t0_ns + self._span_ns,
+                    scores,
+                    novelty,
+                    novelty <= self._threshold,
+                    decisive,
+                    Origin.LOCAL,
+                    model,
+                    stream.decision,
+                    call,
+                    at,
+                )
+            )
+            at += 1
+        return scored
 
-    def _unscored(self, item: _Staged | Gap | Refused, reason: str) -> Event:
+    def _unscored(self, item: _Staged | Gap | Refused, reason: str) -> Undecided:
         stream = item.stream if isinstance(item, _Staged) else self._streams[item.stream]
-        stream.decision.clear()
         stream.codes = self._no_codes()
         if not isinstance(item, _Staged):
             return item
@@ -342,22 +453,25 @@ class Pipeline:
 
     def _read(
         self, scores: Scores, staged: Sequence[_Staged | Gap | Refused]
-    ) -> Iterator[tuple[list[float], float, list[float]]]:
+    ) -> tuple[Iterator[tuple[list[float], float, list[float]]], Int8Array]:
         """Calibrated probabilities, novelty, and the probabilities to decide by, a window at a time, as plain floats.
+
+        And the codes, as in `Call`.
 
         Raises:
             InferenceError: they are no numbers, which no decision can be made of; or the context failed.
         """
         rows = calibrated(scores.logits, self._manifest.calibration.temperature).tolist()
         novelty = scores.novelty.tolist()
-        self._check_numbers([*novelty, *(row[0] for row in rows)])
+        self._check_numbers(novelty)
+        self._check_numbers([row[0] for row in rows])
         context = self._context
         if context is None:
-            return zip(rows, novelty, rows, strict=True)
-        logits = self._model.contextualise(self._gather(staged, scores.code))
-        decisive = calibrated(logits, context.temperature).tolist()
+            return zip(rows, novelty, rows, strict=True), scores.code
+        codes = self._gather(staged, scores.code)
+        decisive = calibrated(self._model.contextualise(codes), context.temperature).tolist()
         self._check_numbers([row[0] for row in decisive])
-        return zip(rows, novelty, decisive, strict=True)
+        return zip(rows, novelty, decisive, strict=True), codes
 
     def _check_numbers(self, values: Sequence[float]) -> None:
         # One logit that is no number makes all of its row so.
@@ -377,36 +491,6 @@ class Pipeline:
                 seen += item.codes
                 at += size
         return np.frombuffer(b"".join(seen), np.int8).reshape(len(code), -1, *code.shape[1:])
-
-    def _decide(
-        self, item: _Staged, scores: list[float], novelty: float, decisive: list[float], events: list[Event]
-    ) -> None:
-        stream, seq, t0_ns, _ = item
-        t1_ns = t0_ns + self._span_ns
-        confidence = max(scores)
-        label = self._model.labels[scores.index(confidence)]
-        known = novelty <= self._threshold
-        previous = stream.decision.activity
-        activity, smoothed = stream.decision.update(t1_ns, decisive, known=known)
-        # By position, in the order of the record's fields: names cost a third more, for every window.
-        events.append(
-            Prediction(
-                stream.name,
-                seq,
-                t0_ns,
-                t1_ns,
-                label,
-                confidence,
-                tuple(scores),
-                novelty,
-                known,
-                activity,
-                Origin.LOCAL,
-                self._model.id,
-            )
-        )
-        if activity != previous:
-            events.append(ActivityChange(stream.name, t1_ns, activity, previous, smoothed))
 
 
 def check_same_input(new: Manifest, running: Manifest) -> None:

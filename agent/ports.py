@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from agent.records import (
     Ack,
+    CloudReply,
     Decoded,
     Float32Array,
     Int8Array,
@@ -179,6 +180,27 @@ class Link(Protocol):
 
     def disturb(self, problem: str) -> None:
         """Give the connection up, because of `problem`, and try the next broker."""
+
+    def close(self) -> None:
+        """Disconnect. Blocks no longer than its own deadline. Idempotent."""
+
+
+class Cloud(Protocol):
+    """Workers behind a broker, which may answer. Nothing here blocks on the network, or raises for it."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a request can be sent now."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why not, for people; None while that is not known."""
+
+    def ask(self, correlation: bytes, payload: bytes) -> bool:
+        """Send a request once, at QoS 0; False if it cannot be sent now."""
+
+    def answers(self) -> list[CloudReply]:
+        """Return what came since the last call: any number for a request, and for requests that were never sent."""
 
     def close(self) -> None:
         """Disconnect. Blocks no longer than its own deadline. Idempotent."""

@@ -192,7 +192,8 @@ class Timings(NamedTuple):
     """Where the time of one prediction went, monotonic clock, nanoseconds.
 
     `received_ns`: when the window's last sample came. `wait`: from then to the start of the turn. `infer`: the turn's
-    model calls. `total`: from then to the prediction.
+    model calls. `total`: from then to the prediction. `cloud`: from a question to the cloud to its answer, or to the
+    deadline; None where it was not asked.
     """
 
     stream: str
@@ -201,6 +202,7 @@ class Timings(NamedTuple):
     wait_ns: int
     infer_ns: int
     total_ns: int
+    cloud_ns: int | None = None
 
 
 class Refused(NamedTuple):
@@ -235,6 +237,14 @@ class Ack(NamedTuple):
     refusal: str | None = None
 
 
+class CloudReply(NamedTuple):
+    """What a worker says of the request that was sent with `correlation`; it came at `t_ns`, monotonic clock."""
+
+    correlation: bytes
+    payload: bytes
+    t_ns: int
+
+
 class LinkState(NamedTuple):
     """Where a link stands. `session`: number of the connection, from 1; what was offered in another one is void.
 
@@ -262,9 +272,14 @@ Decoded = SampleBatch | BadFrame | Dropped
 
 
 class Turn(NamedTuple):
-    """One turn of the engine: what came in, and what came out of it. `timings` by (stream, seq), live sources only."""
+    """One turn of the engine: what came in, and what came out of it.
+
+    `timings`: by (stream, seq), live sources only. `revisions`: what the cloud says, too late, of windows that were
+    decided without it, only if that is asked for; their `activity` is what was decided then.
+    """
 
     batches: Sequence[SampleBatch]
     bad: Sequence[BadFrame]
     events: Sequence[Event]
     timings: Mapping[tuple[str, int], Timings]
+    revisions: Sequence[Prediction] = ()

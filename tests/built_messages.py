@@ -3,14 +3,15 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from fakes import FakeClock, even_times, signal
+from fakes import FakeClock, FakeCloud, FakeModel, even_times, manifest, signal
 
 from agent.core.coverage import Coverage, Covered
 from agent.core.health import Health, HealthCode
 from agent.core.histogram import Histogram
 from agent.core.messages import StatusMessage
+from agent.core.settings import CloudSettings, WorkerSettings
 from agent.core.wire import encode
-from agent.pipeline import StreamCounts
+from agent.pipeline import Pipeline, StreamCounts
 from agent.records import (
     ActivityChange,
     BadFrame,
@@ -27,8 +28,11 @@ from agent.records import (
     Turn,
 )
 from agent.runtime.commands import Commands
+from agent.runtime.fallback import Fallback
 from agent.runtime.publisher import Publisher
+from agent.runtime.serving import Serving, ServingFacts, ServingParts
 from agent.runtime.telemetry import HostFigures, Telemetry
+from agent.runtime.worker import Worker
 
 ROOT, AGENT, LABELS = "har", "board 1", ("walking", "laying")
 S = 1_000_000_000
@@ -56,6 +60,8 @@ def built(streams: Sequence[str]) -> dict[str, list[bytes]]:
         kept.set_state(f"{agent}/health", message)
     for status in _status():
         kept.set_state(f"{agent}/status", encode(status))
+    for message in _worker():
+        kept.set_state(f"{agent}/worker", message)
     kept.set_state("reply", _reply(b""))
     kept.set_state("reply", _reply(b"no"))
     return kept.topics
@@ -90,8 +96,14 @@ class _Kept:
 
 
 def _telemetry(telemetry: Telemetry, streams: dict[str, StreamCounts], host: HostFigures):
-    kept = _Kept()
-    return telemetry.snapshot(streams, "har-base@3f9c1a7e", 5, {Loss.RETAINED: 2}, kept, kept, host)
+    kept, cloud = _Kept(), None
+    if streams:
+        clock = FakeClock()
+        pipeline = Pipeline(FakeModel(), manifest())
+        fallback = Fallback(CloudSettings(when="always"), FakeCloud(clock), pipeline, clock, "b00t")
+        fallback.take(pipeline.score([SampleBatch("waist", even_times(128), signal(128), 0)]), {})
+        cloud = fallback.figures()
+    return telemetry.snapshot(streams, "har-base@3f9c1a7e", 5, {Loss.RETAINED: 2}, kept, kept, host, cloud)
 
 
 def _turns(streams: Sequence[str]) -> list[Turn]:
@@ -102,13 +114,14 @@ def _turns(streams: Sequence[str]) -> list[Turn]:
             stream, 0, 0, 2 * S, "walking", 0.9, (0.9, 0.1), 0.1, True, "walking", Origin.LOCAL, "m@1"
         )
         first += [prediction, ActivityChange(stream, 2 * S, "walking", None, 0.9)]
-        timings[stream, 0] = Timings(stream, 0, S, 1000, 2000, 3000)
+        timings[stream, 0] = Timings(stream, 0, S, 1000, 2000, 3000, 500)
         unknown = prediction._replace(seq=1, known=False, novelty=1e-7, activity="unknown")
         second += [unknown, ActivityChange(stream, 3 * S, "unknown", "walking", 0.0)]
         second += [Gap(stream, 1, 0, S, GapReason.MISSING, 3), Refused(stream, "a rate of 3 Hz")]
     batches = [SampleBatch(stream, even_times(50), signal(50), 0, S) for stream in streams]
     bad = [BadFrame(stream, Loss.CHECKSUM, 1, 2) for stream in streams]
-    return [Turn(batches, bad, first, timings), Turn(batches, [], second, {})]
+    late = [p._replace(origin=Origin.CLOUD, model="c@1") for p in first if isinstance(p, Prediction)]
+    return [Turn(batches, bad, first, timings), Turn(batches, [], second, {}, late)]
 
 
 def _health() -> list[bytes]:
@@ -126,6 +139,20 @@ def _health() -> list[bytes]:
     message["coverage_gap"] = gap
     out.append(message)
     return [encode(message) for message in out]
+
+
+def _worker() -> list[bytes]:
+    clock = FakeClock()
+    worker = Worker([], lambda *_: True, clock, WorkerSettings())
+    parts = ServingParts(
+        worker, _Kept(), _Kept(), lambda: None, lambda: True, _Kept(), lambda: 1.5, lambda: 90_000_000, clock, _Kept()
+    )
+    serving = Serving(parts, ServingFacts("worker", "b00t", f"{ROOT}/worker", "0.2.0", "har-cloud", ["m@1"], 60.0))
+    idle = serving.telemetry(S)
+    worker.receive(b"", f"{ROOT}/{AGENT}/cloud/answer", b"1", 0)
+    worker.receive(b"", "elsewhere", b"2", 0)
+    worker.turn(0)
+    return [idle.payload, serving.telemetry(2 * S).payload]
 
 
 def _status() -> list[StatusMessage]:

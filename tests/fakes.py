@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from agent.core.manifest import Calibration, Code, Context, Input, Manifest
+from agent.core.cloud_wire import CloudAnswer, encode_answer, labels_crc
+from agent.core.manifest import Calibration, Code, Context, FileEntry, Input, Manifest
 from agent.core.normalise import Normalisation
 from agent.records import (
     Ack,
+    CloudReply,
     Decoded,
     Event,
     Float32Array,
@@ -37,7 +39,7 @@ def manifest(hop: int = 64, threshold: float = 5.0, context: int = 0) -> Manifes
         normalisation=Normalisation(np.zeros(6, np.float32), np.ones(6, np.float32)),
         code=Code((4,), "int8", 4),
         calibration=Calibration(1.0, threshold),
-        files={},
+        files={"encoder.onnx": FileEntry("c0de" * 16, 1)},
         context=Context(context, 1.0) if context else None,
     )
 
@@ -225,6 +227,53 @@ class FakeLink:
     def close(self) -> None:
         self.lose()
         self.closed = True
+
+
+class FakeCloud:
+    """Workers that a test plays: they take what is asked, and say something when they are told to."""
+
+    model = "fake-cloud@11111111"
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.connected = True
+        self.problem: str | None = None
+        self.takes = True
+        self.asked: dict[bytes, bytes] = {}
+        """Every request that was taken, by correlation."""
+        self.closed = False
+        self._clock = clock
+        self._said: list[CloudReply] = []
+
+    def ask(self, correlation: bytes, payload: bytes) -> bool:
+        assert correlation not in self.asked
+        if self.connected and self.takes:
+            self.asked[correlation] = payload
+            return True
+        return False
+
+    def answer(
+        self,
+        correlation: bytes | None = None,
+        probabilities: Sequence[float] = (0.0, 0.0, 1.0),
+        known: bool = True,
+        labels: Sequence[str] = LABELS,
+        after_s: float = 0.0,
+    ) -> None:
+        """Answer a request, the one asked last if not given; it comes `after_s` from now, as its time says."""
+        answer = encode_answer(CloudAnswer(tuple(probabilities), known, labels_crc(labels), self.model))
+        self.say(answer, correlation, after_s)
+
+    def say(self, payload: bytes, correlation: bytes | None = None, after_s: float = 0.0) -> None:
+        """Send any bytes as an answer."""
+        to = next(reversed(self.asked)) if correlation is None else correlation
+        self._said.append(CloudReply(to, payload, self._clock.now_ns + round(after_s * 1e9)))
+
+    def answers(self) -> list[CloudReply]:
+        said, self._said = self._said, []
+        return said
+
+    def close(self) -> None:
+        self.connected, self.closed = False, True
 
 
 class ListOutbox:

@@ -118,6 +118,7 @@ def figures() -> str:
     out = [GENERATED, "# Figures\n\nMeasured, each by the command above its table; none is typed by hand.\n"]
     accuracy, speed, live, memory = (_load(name) for name in ("crossval", "bench", "run", "memory"))
     fleet, board, litert = (_load(name) for name in ("fleet", "board_vm", "litert"))
+    worker, link = _load("cloud_worker"), _load("cloud_link")
     if accuracy:
         out += _accuracy(accuracy)
     if speed:
@@ -130,6 +131,10 @@ def figures() -> str:
         out.append("\n## Memory of a replay\n\n`python tools/bench/memory.py --hours 1,10,100`\n\n")
         out.append("| hours of input | samples | peak RSS, MiB |\n|---|---|---|\n")
         out += [f"| {r['hours']:g} | {r['samples']:,} | {r['peak_rss_mib']} |\n" for r in memory["replay"]]
+    if worker:
+        out += _worker(worker)
+    if link:
+        out += _link(link)
     if fleet:
         out += _fleet(fleet)
     if board:
@@ -260,6 +265,69 @@ def _live(r: dict[str, Any]) -> Iterator[str]:
         yield f"| {c['devices']} | {c['cpu_pct']:.1f} | {c['cpu_us_per_window']:.0f} | {c['rss_mib']:.0f} "
         yield f"| {ack['p50']:.1f} / {ack['p99']:.1f} | {heard['p99']:.1f} | {c['samples_dropped']} "
         yield f"| {c['ids_missing']} |\n"
+
+
+def _worker(r: dict[str, Any]) -> Iterator[str]:
+    yield "\n## Cloud workers\n\n`python tools/bench/cloud_worker.py --json docs/results/cloud_worker.json`: requests "
+    yield f"of {r['request_bytes']:,} bytes, codes of {r['bundle']}, as many as workers can answer, with mosquitto on "
+    yield f"loopback; on {r['machine']['cores']} cores of {r['machine']['cpu']}. Median of {r['rounds']} rounds of "
+    yield f"{r['seconds']:g} s.\n\n"
+    yield "| | answers per second of a worker's CPU | by the clock, beside what else ran | µs of CPU a request: worker "
+    yield "| broker | client | broker, % of a core |\n|---|---|---|---|---|---|---|\n"
+    alike = ", broker and client on the same" if r["shared"] else ""
+    rows = {"one": "one worker, a core of its own", "two": f"two workers, two cores{alike}"}
+    if r["shared"]:
+        rows["one_like_two"] = f"one worker, one core{alike}"
+    for key in sorted(rows):
+        w = r[key]
+        yield f"| {rows[key]} | {w['answers_per_cpu_s']:,.0f} | {w['answers_per_s']:,.0f} | {w['worker_us']:.0f} "
+        yield f"| {w['broker_us']:.0f} | {w['client_us']:.1f} | {w['cpu_pct']['broker']:.0f} |\n"
+    trip = r["paced"]["round_trip_ms"]
+    yield f"\nTwo workers answer **{r['scaling']:.2f} times** what one does{alike and ' in the same place'}, by CPU "
+    yield f"time. At {r['paced']['requests_per_s']} requests a second one takes {trip['p50']:.1f} ms there and back, "
+    yield f"p95 {trip['p95']:.1f}, p99 {trip['p99']:.1f}.\n"
+
+
+def _link(r: dict[str, Any]) -> Iterator[str]:
+    yield '\n## Edge and cloud over long links\n\n`make bench-cloud ARGS="--json docs/results/cloud_link.json"`: from '
+    yield f"a window to its label, {r['rounds']} of each row, one every {r['cadence_s']:.2f} s, all rows in turn; on "
+    yield f"{r['machine']['cores']} cores of {r['machine']['cpu']} under a load of {r['machine']['load']:.1f}, which "
+    yield "both ends and the links share. Packets are delayed in user space, at any rate, without loss. A handshake of "
+    yield "TCP on an empty link takes "
+    yield ", ".join(f"{_ms(x['measured_ms'])} ms on that of {x['rtt_ms']}" for x in r["links"])
+    yield ".\n\nTimes are milliseconds, median / p95. Invoke: the model's calls, the encoder's here, and those that "
+    yield "the worker tells of, over all links. Round trip: the rest. Bytes: of IP packets, acknowledgements included. "
+    yield "In a live agent the edge's row comes before each of the others, and up to "
+    yield f"{r['poll_ms']:g} ms after it, until it looks for answers.\n\n"
+    yield "| where | model | sent | link | inference | invoke | round trip | bytes up / down |\n"
+    yield "|---|---|---|---|---|---|---|---|\n"
+    for p in r["published"]:
+        yield f"| {p['where']} | {p['model']}, Sharma & Khasgiwale | | theirs | {p['inference_ms']} | {p['invoke_ms']} "
+        yield f"| {p['round_trip_ms']} | |\n"
+    for row in r["rows"]:
+        few = f" ({row['n']} of {r['rounds']})" if row["n"] < r["rounds"] else ""
+        invoke = [f"{_ms(row[key])}{where}" for key, where in _INVOKED if row.get(key)]
+        yield f"| {row['where']} | {row['model']} | {row.get('payload', '')} | {row.get('rtt_ms', '')} "
+        yield f"| {_ms(row['inference_ms'])}{few} | {', '.join(invoke)} | {_ms(row['round_trip_ms'])} "
+        yield f"| {row['bytes_up']:,} / {row['bytes_down']:,} |\n"
+    yield "\nWhat goes up for a window or an image, and how right what reads it is, by lab/reduction.json and "
+    yield "lab/edge_learning.json of docs/results. Requests are those above, one for each hop: a worker remembers "
+    yield "nothing, so they carry all that its context looks at. Less: of coded bytes where there are any.\n\n"
+    yield "| whose | data | what goes up | bytes | coded | on the link | less than raw | right |\n"
+    yield "|---|---|---|---|---|---|---|---|\n"
+    for t in r["traffic"]:
+        sizes = [f"{t[key]:,.0f}" if key in t else "" for key in ("bytes", "coded", "up")]
+        right = f"{t['accuracy_pct']:.1f}" if "accuracy_pct" in t else ""
+        right += f" ± {t['accuracy_sd']:.1f}" if "accuracy_sd" in t else ""
+        yield f"| {t['system']} | {t['data']} | {t['sent']} | {' | '.join(sizes)} | {t['less_pct']:.1f} % "
+        yield f"| {right and right + ' %'} |\n"
+
+
+_INVOKED = (("edge_ms", " here"), ("worker_ms", " there"))
+
+
+def _ms(quantiles: dict[str, float]) -> str:
+    return f"{quantiles['p50']:.2f} / {quantiles['p95']:.2f}"
 
 
 def _fleet(r: dict[str, Any]) -> Iterator[str]:

@@ -4,7 +4,9 @@ What scores a window is one session wherever the bundle's graphs can be fused. O
 pause: most of its time goes into cold caches, once a session.
 """
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -51,6 +53,23 @@ def open_session(name: str, graph: bytes) -> ort.InferenceSession:
         return ort.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
     except Exception as e:  # ORT's exception classes share no base but Exception
         raise ModelContractError(f"{name} cannot be opened by ONNX Runtime: {e}") from e
+
+
+def optimised(name: str, graph: bytes) -> bytes:
+    """Return what ONNX Runtime makes of a graph on this machine before it runs it; `name` is for people.
+
+    Raises:
+        ModelContractError: ONNX Runtime refuses it.
+    """
+    options = session_options()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            return path.read_bytes()
+        except Exception as e:  # as above
+            raise ModelContractError(f"{name} cannot be optimised by ONNX Runtime: {e}") from e
 
 
 def scoring_graphs(bundle: Bundle) -> dict[str, bytes]:
@@ -134,6 +153,21 @@ class OrtModel:
             raise InferenceError(f"{self.id}: ONNX Runtime failed on the context of {len(codes)} windows: {e}") from e
         scores: Float32Array = logits
         return scores
+
+    def classify(self, codes: Int8Array) -> Scores:
+        """Score int8 (B, *code), the codes of windows that were encoded elsewhere, as `infer` scores the windows.
+
+        Raises:
+            InferenceError: ONNX Runtime refused the call, or the bundle's novelty cannot be told from a code.
+        """
+        if self.novelty is None:
+            raise InferenceError(f"{self.id} has no {NOVELTY}: what is new to it cannot be told from codes alone")
+        try:
+            (logits,) = self.classifier.run(None, {"code": codes})
+            (novel,) = self.novelty.run(None, {"code": codes})
+        except Exception as e:  # as above
+            raise InferenceError(f"{self.id}: ONNX Runtime failed on {len(codes)} codes: {e}") from e
+        return Scores(logits, codes, novel.astype(np.float64))
 
     def verify(self, golden: Golden) -> None:
         """Run the golden windows on this board, and the golden codes if there are any, and compare.

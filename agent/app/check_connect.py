@@ -473,7 +473,7 @@ def _connect_broker(
 def _connect_devices(config: Config, seconds: float, clock: Clock, running: int | None) -> Iterator[Finding]:
     """Listen to the devices of `[mqtt_in]`, beside an agent that does."""
     area, settings, heard = "mqtt_in", config.mqtt_in, Heard()
-    brokers = {settings.broker: config.broker[settings.broker]} if settings.broker else config.broker
+    brokers = {settings.broker: config.broker[settings.broker]} if settings.broker else config.brokers
     client_id = f"{agent_name(config)}-in" if running is None else f"{_client_id(config, running)}-in"
     connection = Connection(
         client_id, brokers, config.mqtt, clock, credentials=credentials_dir(), thread="mqtt-check-in"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 import agent
@@ -28,6 +28,7 @@ from agent.core.discovery import Discovery
 from agent.core.health import HealthCode
 from agent.core.wire import encode, topic_level
 from agent.errors import SinkUnavailable
+from agent.pipeline import Pipeline
 from agent.ports import Clock, Log
 from agent.records import Outgoing
 from agent.runtime.commands import Commands, Handler, arguments
@@ -38,11 +39,17 @@ from agent.runtime.publisher import Publisher
 from agent.runtime.sampler import Sampler
 from agent.runtime.telemetry import HostFigures, Telemetry
 
+if TYPE_CHECKING:
+    from agent.runtime.fallback import Fallback
+
 RECORD_MAX_S = 24 * 3600.0
 READ_S = 5.0
 """Between readings of the power meter and the board's own sensors."""
 _SPOKEN = frozenset(
-    ("prediction", "activity", "availability", "status", "telemetry", "health", "command", "device", "config")
+    (
+        *("prediction", "revision", "activity", "availability", "status", "telemetry", "health", "worker"),
+        *("command", "cloud", "worker", "device", "config"),
+    )
 )
 """Levels of topics under which agents speak, or are spoken to."""
 _MOST_REMEMBERED = 100_000
@@ -104,7 +111,7 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
     slots.attach(pipeline, model)
     connection = Connection(
         name,
-        config.broker,
+        config.brokers,
         config.mqtt,
         clock,
         will=Outgoing(f"{topic}/status", OFFLINE, retain=True),
@@ -128,7 +135,8 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
     handlers: dict[str, Handler] = {}
     commands = Commands(handlers, delivery.send, log)
     telemetry = Telemetry(clock, name, boot, config.telemetry.idle_watts)
-    engine = Engine(source, pipeline, [publisher, recorder], clock, model, config.model.max_failures)
+    fallback = _open_fallback(config, name, boot, pipeline, clock, complain, ending)
+    engine = Engine(source, pipeline, [publisher, recorder], clock, model, config.model.max_failures, fallback)
     status = folder / "status.json"
     report = _Report(status, log)
     installed, boot_id, now_ns = release_id(release()), board.boot_id(), clock.monotonic_ns()
@@ -157,6 +165,7 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
         log=log,
         random=random.random,
         coverage=coverage,
+        fallback=fallback,
     )
     facts = Facts(
         agent=name,
@@ -203,7 +212,7 @@ def forget(path: Path | None, flags: Mapping[str, Any], log: Log) -> None:
     topic = f"{root}/{topic_level(name)}"
     discovery = Discovery(config.homeassistant, root, name, agent.__version__)
     problems = []
-    for label, broker in config.broker.items():
+    for label, broker in config.brokers.items():
         filters = [f"{topic}/status", f"{topic}/health", f"{root}/+/availability", discovery.topic]
         subscriber = Subscriber(broker, config.mqtt, filters, clock, credentials=credentials_dir())
         try:
@@ -393,6 +402,30 @@ class _Report:
             self._failed = True
         else:
             self._failed = False
+
+
+def _open_fallback(
+    config: Config,
+    name: str,
+    boot: str,
+    pipeline: Pipeline,
+    clock: Clock,
+    complain: Callable[[str], None],
+    ending: ExitStack,
+) -> "Fallback | None":
+    """Begin to connect to where windows in doubt are asked about, over a connection of its own; None if nowhere."""
+    settings = config.cloud
+    if not settings.enabled:
+        return None
+    from agent.adapters.mqtt.requester import Requester
+    from agent.runtime.fallback import Fallback
+
+    broker = config.broker[settings.broker or next(iter(config.broker))]
+    credentials = credentials_dir()
+    cloud = Requester(name, broker, config.mqtt, settings, clock, credentials=credentials, complain=complain)
+    ending.enter_context(closing(cloud))
+    cloud.start()
+    return Fallback(settings, cloud, pipeline, clock, boot)
 
 
 def _open_endpoint(config: Config, parts: Parts, report: _Report, ending: ExitStack) -> None:

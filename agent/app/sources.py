@@ -182,7 +182,7 @@ def _mqtt(
             f"mqtt_in.broker is {settings.broker!r}, and there is no section [broker.{settings.broker}]; "
             f"there are {', '.join(config.broker)}"
         )
-    brokers = {settings.broker: config.broker[settings.broker]} if settings.broker else config.broker
+    brokers = {settings.broker: config.broker[settings.broker]} if settings.broker else config.brokers
     connection = Connection(
         client or f"{agent_name(config)}-in",
         brokers,

@@ -14,8 +14,23 @@ from agent.cli._exit import Exit, exit_status
 from agent.cli._print import say
 from agent.errors import AgentError
 
-COMMANDS = ("run", "replay", "simulate", "demo", "record", "watch", "status", "check", "bench", "models", "version")
-"""Each is a function, or a group of functions, of that name in the module of that name."""
+COMMANDS = (
+    "run",
+    "replay",
+    "simulate",
+    "demo",
+    "record",
+    "watch",
+    "status",
+    "check",
+    "bench",
+    "profile",
+    "models",
+    "plan",
+    "cloud-worker",
+    "version",
+)
+"""Each is a function, or a group of functions, of that name in the module of that name, hyphens as underscores."""
 
 
 def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
@@ -31,7 +46,8 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
     # Without a callback, Typer would take an app of one command for the command itself.
     app.callback()(lambda: None)
     for name in names:
-        command = getattr(import_module(f"agent.cli.{name}"), name)
+        spelled = name.replace("-", "_")
+        command = getattr(import_module(f"agent.cli.{spelled}"), spelled)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:

@@ -143,6 +143,7 @@ def _rows(said: dict[str, Any]) -> list[tuple[str, str]]:
         ("broker", broker),
         ("work", ", ".join(filter(None, work))),
         ("latency", latency),
+        ("cloud", _cloud(_part(telemetry, "cloud"))),
         ("gap", _gap(_part(_part(said, "health"), "coverage_gap"))),
         ("outbox", _figure(outbox, "depth", "{:.0f} messages")),
         ("board", ", ".join(filter(None, board))),
@@ -159,6 +160,20 @@ def _gap(gap: dict[str, Any]) -> str:
         _figure(gap, "windows", "{:.1f} windows long"),
         _figure(gap, "devices", "the longest of {:.0f} devices") if gap.get("devices") != 1 else "",
         _figure(gap, "absent", "{:.0f} are not back") if gap.get("absent") else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _cloud(cloud: dict[str, Any]) -> str:
+    """What became of windows in doubt, where any may be asked about."""
+    rtt = _part(cloud, "rtt_ms")
+    parts = [
+        _figure(cloud, "asked", "asked {:.0f}"),
+        _figure(cloud, "answered", "answered {:.0f}"),
+        _figure(cloud, "timed_out", "timed out {:.0f}") if cloud.get("timed_out") else "",
+        _figure(rtt, "p50", "p50 {:.0f} ms"),
+        _figure(rtt, "p95", "p95 {:.0f} ms"),
+        f"breaker {_text(cloud.get('breaker'))}" if cloud.get("breaker") else "",
     ]
     return ", ".join(filter(None, parts))
 

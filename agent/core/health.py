@@ -44,6 +44,7 @@ class HealthCode(StrEnum):
     UNDER_VOLTAGE = "under_voltage"
     THROTTLED = "throttled"
     CLOCK_UNSYNCED = "clock_unsynced"
+    CLOUD_AWAY = "cloud_away"
     RECORDER_FAILED = "recorder_failed"
     PROMETHEUS_AWAY = "prometheus_away"
 
@@ -64,7 +65,9 @@ RULES: dict[HealthCode, _Rule] = {
     HealthCode.BROKER_REFUSES: _Rule("the broker refuses messages", 2),
     HealthCode.BROKER_AWAY: _Rule("no broker is connected; predictions are kept in the outbox", 15),
     HealthCode.BROKER_UNSTEADY: _Rule("the first broker is away and a later one in use, or connections do not hold", 2),
-    HealthCode.QUEUE_DROPPING: _Rule("more samples come than can be processed, and the oldest are let go"),
+    HealthCode.QUEUE_DROPPING: _Rule(
+        "more samples, or requests to a cloud worker, come than can be processed, and some are let go"
+    ),
     HealthCode.SOURCE_AWAY: _Rule("a source cannot be opened, or went away", 5),
     HealthCode.SOURCE_SILENT: _Rule("a source is open and delivers nothing"),
     HealthCode.SOURCE_UNUSABLE: _Rule("what a source delivers cannot be used"),
@@ -75,6 +78,7 @@ RULES: dict[HealthCode, _Rule] = {
     HealthCode.UNDER_VOLTAGE: _Rule("the board's supply is too weak", 2),
     HealthCode.THROTTLED: _Rule("the board slows itself down", 10),
     HealthCode.CLOCK_UNSYNCED: _Rule("nothing keeps the wall clock right", 120),
+    HealthCode.CLOUD_AWAY: _Rule("nobody answers who is asked about windows in doubt; they are decided here", 15),
     HealthCode.RECORDER_FAILED: _Rule("a recording cannot be written"),
     HealthCode.PROMETHEUS_AWAY: _Rule("the Prometheus endpoint cannot be opened"),
 }

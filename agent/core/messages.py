@@ -24,6 +24,9 @@ class StageLatency(TypedDict):
     wait: Annotated[float, "from the receipt of the window's last sample to the start of the turn"]
     infer: Annotated[float, "model calls of that turn"]
     total: Annotated[float, "from the receipt of the window's last sample to the prediction"]
+    cloud: NotRequired[
+        Annotated[float, "from the question to the cloud to its answer, or to the deadline; absent if it was not asked"]
+    ]
 
 
 class PredictionMessage(TypedDict):
@@ -46,12 +49,20 @@ class PredictionMessage(TypedDict):
     confidence: Annotated[float, "its calibrated probability"]
     scores: Annotated[dict[str, float], "calibrated probability of every class"]
     novelty: Annotated[float, "how unlike the codes of known activities the window's is, in the bundle's own unit"]
-    known: Annotated[bool, "false where `novelty` is above the bundle's threshold"]
+    known: Annotated[bool, "false where `novelty` is above the bundle's threshold; of the cloud, what it says"]
     activity: Annotated[str, "the decision after this window and those before it, or `unknown`"]
-    origin: Annotated[Literal["local", "cloud"], "who decided"]
+    origin: Annotated[Literal["local", "cloud"], "whose `label`, `scores`, `known` and `model` are; `novelty` is local"]
     model: Annotated[str, "name and digest of the bundle"]
     historical: NotRequired[Annotated[bool, "live only: true where it was stored and is sent later"]]
     latency_ms: NotRequired[Annotated[StageLatency, "live only, milliseconds"]]
+
+
+class RevisionMessage(PredictionMessage):
+    """`<root>/<device>/revision`, if `cloud.revise` is set: an answer of the cloud that came after the deadline.
+
+    As the prediction with the same `id`, which was published without it: `label`, `confidence`, `scores`, `known`,
+    `origin` and `model` are of the answer. `activity` is what was decided then, and stands.
+    """
 
 
 class ActivityMessage(TypedDict):
@@ -162,6 +173,27 @@ class Power(TypedDict):
     joules_per_window: Annotated[float | None, "energy above idle, divided by the interval's windows; null: not known"]
 
 
+class CloudFigures(TypedDict):
+    """What became of windows in doubt. `asked` is the sum of what follows it, to `abandoned`, and of what waits now."""
+
+    asked: Annotated[int, "requests"]
+    answered: Annotated[int, "within the deadline: the answer was published"]
+    timed_out: Annotated[int, "not answered within the deadline"]
+    refused: Annotated[dict[str, int], "by the worker, by reason"]
+    garbled: Annotated[int, "answered by what is no answer, or is one for other labels"]
+    not_sent: Annotated[int, "not taken by the connection"]
+    abandoned: Annotated[int, "not waited for, because the model, the device or the agent went"]
+    not_asked: Annotated[dict[str, int], "windows in doubt that were not asked about, by reason"]
+    late: Annotated[int, "answers that came after the deadline"]
+    unexpected: Annotated[int, "answers to nothing that was asked, or was answered already"]
+    bytes_up: Annotated[int, "of requests, without what MQTT adds"]
+    bytes_down: Annotated[int, "of answers of any kind, without what MQTT adds"]
+    rtt_ms: Annotated[LatencySummary, "from a request to its answer, late ones included, of the interval"]
+    breaker: Annotated[
+        Literal["closed", "open", "half-open"], "`open`: nothing is asked for a while; `half-open`: one request tries"
+    ]
+
+
 class WorstStream(TypedDict):
     """A stream that lost much in the interval."""
 
@@ -174,8 +206,8 @@ class WorstStream(TypedDict):
 class TelemetryMessage(TypedDict):
     """`<root>/<agent>/telemetry`, every `telemetry.interval_s`.
 
-    Counters are totals since this run of the agent began. `windows_per_s`, `worst_streams`, `latency_ms`, `power` and
-    what is a day's are of the interval since the message before.
+    Counters are totals since this run of the agent began. `windows_per_s`, `worst_streams`, `latency_ms`, `power`,
+    `cloud.rtt_ms` and what is a day's are of the interval since the message before.
     """
 
     v: Version
@@ -204,6 +236,7 @@ class TelemetryMessage(TypedDict):
     temperature_c: Annotated[float | None, "of the board's processor; null: not known"]
     throttling: Throttling
     power: Power
+    cloud: NotRequired[Annotated[CloudFigures, "where anything may be asked of the cloud"]]
 
 
 class HealthReason(TypedDict):
@@ -248,6 +281,53 @@ class HealthMessage(TypedDict):
     coverage_gap: NotRequired[Annotated[CoverageGap, "since the run before; absent where nothing is known of one"]]
 
 
+class BatchFigures(TypedDict):
+    """Requests in one call of a model."""
+
+    mean: Annotated[float, "over the interval's calls; 0 where there was none"]
+    max: int
+
+
+class WorkerLatency(TypedDict):
+    """Where time went between a request and its answer: `p50`, `p95`, `p99` and `max`, at most 1.1 % off."""
+
+    wait: Annotated[LatencySummary, "from a request's receipt to its turn"]
+    infer: Annotated[LatencySummary, "calls of models, each for a batch"]
+    total: Annotated[LatencySummary, "from a request's receipt to its answer"]
+
+
+class WorkerMessage(TypedDict):
+    """`<root>/<worker>/worker`, every `telemetry.interval_s`, by `har-agent cloud-worker`.
+
+    Counters are totals since this run began. `requests_per_s`, `batch` and `latency_ms` are of the interval since the
+    message before.
+    """
+
+    v: Version
+    agent: Annotated[str, "the worker, as it calls itself"]
+    boot: Annotated[str, "random name of this run of the worker"]
+    time: Time
+    clock_synced: Synced
+    uptime_s: Annotated[float, "since this run began"]
+    interval_s: Annotated[float, "since the message before; of the first one, since this run began"]
+    service: Annotated[str, "under which boards ask"]
+    models: Annotated[list[str], "names and digests of the bundles"]
+    requests: Annotated[int, "that came"]
+    requests_per_s: Annotated[float, "of the interval"]
+    answered: int
+    refused: Annotated[
+        dict[str, int],
+        "by reason, told to the board: `bad_request`, `unknown_version`, `too_large`, `other_code`, `other_window`, "
+        "`overloaded`, `failed`; and `no_answer_topic` and `expired`, which nobody is told",
+    ]
+    unsent: Annotated[int, "answers that could not be sent, because the broker was away"]
+    waiting: Annotated[int, "requests that wait now"]
+    batch: BatchFigures
+    latency_ms: WorkerLatency
+    cpu_s: Annotated[float, "of this process since it began, all threads"]
+    rss_bytes: Annotated[int, "of this process now"]
+
+
 class CommandReply(TypedDict):
     """The answer to `<root>/<agent>/command/<name>`, to its response topic, with its correlation data."""
 
@@ -259,11 +339,13 @@ class CommandReply(TypedDict):
 
 MESSAGES: tuple[tuple[str, Any], ...] = (
     ("prediction", PredictionMessage),
+    ("revision", RevisionMessage),
     ("activity", ActivityMessage),
     ("availability", AvailabilityMessage),
     ("status", StatusMessage),
     ("telemetry", TelemetryMessage),
     ("health", HealthMessage),
+    ("worker", WorkerMessage),
     ("reply", CommandReply),
 )
 """Every message by the name of its schema."""

@@ -6,12 +6,13 @@ https://prometheus.io/docs/practices/naming/. docs/reference/power.md lists the 
 
 from collections.abc import Iterable, Mapping
 
-from agent.core.messages import HealthMessage, HealthState, TelemetryMessage
+from agent.core.messages import CloudFigures, HealthMessage, HealthState, TelemetryMessage
 
 Labels = Mapping[str, str]
 Sample = tuple[Labels, float | None]
 _NONE: Labels = {}
 _HEALTH: tuple[HealthState, ...] = ("ok", "degraded", "failing")
+_BREAKER = ("closed", "open", "half-open")
 
 
 def exposition(telemetry: TelemetryMessage, health: HealthMessage | None = None) -> str:
@@ -55,11 +56,35 @@ def exposition(telemetry: TelemetryMessage, health: HealthMessage | None = None)
     out.gauge("power_idle_watts", "Drawn with nothing to do.", [(measured_by, p["idle_watts"])])
     out.gauge("window_energy_joules", "Above idle, for each window.", [(measured_by, p["joules_per_window"])])
 
+    if (cloud := t.get("cloud")) is not None:
+        _cloud(cloud, out)
     if health is not None:
         out.gauge("health", "1 for the state that it is in.", [({"state": s}, s == health["state"]) for s in _HEALTH])
         wrong = dict.fromkeys((reason["code"] for reason in health["reasons"]), 1)
         out.gauge("health_reason", "1 for each thing that is wrong.", _by("code", wrong))
     return out.text()
+
+
+def _cloud(c: CloudFigures, out: "_Page") -> None:
+    became = {
+        "answered": c["answered"],
+        "timed_out": c["timed_out"],
+        "refused": sum(c["refused"].values()),
+        "garbled": c["garbled"],
+        "not_sent": c["not_sent"],
+        "abandoned": c["abandoned"],
+    }
+    out.counter("cloud_requests_total", "Windows that the cloud was asked about.", _one(c["asked"]))
+    out.counter("cloud_outcomes_total", "What became of requests to the cloud.", _by("outcome", became))
+    out.counter("cloud_refusals_total", "Requests that a worker refused.", _by("reason", c["refused"]))
+    out.counter("cloud_not_asked_total", "Windows in doubt that were not asked about.", _by("reason", c["not_asked"]))
+    out.counter("cloud_late_answers_total", "Answers after the deadline.", _one(c["late"]))
+    out.counter("cloud_unexpected_answers_total", "Answers to nothing that was asked.", _one(c["unexpected"]))
+    carried = {"up": c["bytes_up"], "down": c["bytes_down"]}
+    out.counter("cloud_bytes_total", "Of requests and answers.", _by("direction", carried))
+    rtt = [({"statistic": name}, ms / 1e3) for name, ms in _floats(c["rtt_ms"]).items()]
+    out.gauge("cloud_rtt_seconds", "From request to answer, of the last interval.", rtt)
+    out.gauge("cloud_breaker", "1 for the state that it is in.", [({"state": s}, s == c["breaker"]) for s in _BREAKER])
 
 
 class _Page:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SERIAL_FORMATS = ("csv", "json", "witmotion", "har1")
 TIME_UNITS = ("none", "s", "ms", "us")
 DURABILITIES = ("power-loss", "process", "memory")
+DOUBTS = ("low-confidence", "unknown", "overload")
+PAYLOADS = ("code", "window")
 _AXIS = re.compile(r"[+-]?[xyz]")
 
 
@@ -28,6 +30,11 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _within(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
         raise ValueError(f"{name} must be between {least:g} and {most:g}, not {value:g}")
+
+
+def _service(value: str) -> None:
+    if not 1 <= len(value) <= 64 or any(c in "+#/" or not c.isprintable() for c in value):
+        raise ValueError(f"service must be 1 to 64 printable characters without + # /, not {value!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -334,3 +341,86 @@ class WindowSettings:
         """Refuse a hop that moves nothing."""
         if self.hop is not None and self.hop < 1:
             raise ValueError(f"hop must be 1 or more samples, not {self.hop}")
+
+
+@dataclass(frozen=True, repr=False)
+class CloudSettings:
+    """A bigger model behind a broker, which is asked and never depended on.
+
+    `when`: off, always, or one or more of low-confidence, unknown and overload, with spaces between them.
+    `confidence`: below it a window counts as low-confidence. `overload_ms`: samples that waited longer for their turn
+    count as overload. `broker`: name of a `[broker.…]`, the first one if empty, over a connection of its own; unless it
+    is the first one, nothing but requests goes there.
+    `service`: which workers are asked. `deadline_ms`: after which the local result is published.
+    `payload`: what goes up, code or window. `windows`: of how many windows, the last one that in question; codes are
+    always as many as the board's own context sees. `privacy`: the most that may leave the board, code or window.
+    `requests_per_day`, `mb_per_day`: budgets of 24 hours; what MQTT and TLS add is not counted.
+    `per_device_per_minute`: requests of one device on average; as many may come at once.
+    `failures`: that many in a row, and nothing is asked for `retry_s`, then once to see; that time doubles, up to 16
+    times itself, with every such try that fails. `revise`: publish late answers as revisions.
+    """
+
+    when: str = "off"
+    confidence: float = 0.9
+    overload_ms: float = 500.0
+    broker: str = ""
+    service: str = "har-cloud"
+    deadline_ms: float = 300.0
+    payload: str = "code"
+    windows: int = 1
+    privacy: str = "code"
+    requests_per_day: int = 20_000
+    mb_per_day: float = 10.0
+    per_device_per_minute: int = 30
+    failures: int = 5
+    retry_s: float = 30.0
+    revise: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, and numbers out of range."""
+        if not (self.when in ("off", "always") or (self.when.split() and set(self.when.split()) <= set(DOUBTS))):
+            raise ValueError(
+                f"when must be off, always, or one or more of {', '.join(DOUBTS)} with spaces between them, "
+                f"not {self.when!r}"
+            )
+        _within("confidence", self.confidence, 0, 1)
+        _within("overload_ms", self.overload_ms, 1, 1e6)
+        _service(self.service)
+        _within("deadline_ms", self.deadline_ms, 10, 10_000)
+        _one_of("payload", self.payload, PAYLOADS)
+        _within("windows", self.windows, 1, 16)
+        _one_of("privacy", self.privacy, PAYLOADS)
+        _within("requests_per_day", self.requests_per_day, 1, 100_000_000)
+        _within("mb_per_day", self.mb_per_day, 0.1, 1e6)
+        _within("per_device_per_minute", self.per_device_per_minute, 1, 60_000)
+        _within("failures", self.failures, 1, 1000)
+        _within("retry_s", self.retry_s, 1, 86_400)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is ever asked."""
+        return self.when != "off"
+
+
+@dataclass(frozen=True, repr=False)
+class WorkerSettings:
+    """A worker, `har-agent cloud-worker`, which answers boards.
+
+    `service`: the name under which boards ask. `bundles`: folders, or names of bundles that ship with the agent, with
+    spaces between them; those on the command line instead, if there are any. `max_batch`: requests in one call of a
+    model. `max_waiting`: requests that may wait; of more, the oldest are refused. `linger_ms`: how long to collect
+    requests into one call of a model.
+    """
+
+    service: str = "har-cloud"
+    bundles: str = ""
+    max_batch: int = 256
+    max_waiting: int = 4096
+    linger_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a service that is no level of a topic, and numbers out of range."""
+        _service(self.service)
+        _within("max_batch", self.max_batch, 1, 4096)
+        _within("max_waiting", self.max_waiting, 1, 1_000_000)
+        _within("linger_ms", self.linger_ms, 0, 1000)

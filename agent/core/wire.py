@@ -26,7 +26,7 @@ LIVE, HISTORICAL = b'"historical":false', b'"historical":true'
 Neither can be part of a string inside a message: there a quotation mark has a backslash before it.
 """
 
-_LATENCY = ',"latency_ms":{"wait":%.3f,"infer":%.3f,"total":%.3f}'
+_LATENCY = ',"latency_ms":{"wait":%.3f,"infer":%.3f,"total":%.3f%s}'
 
 _LONGEST_LEVEL = 200
 """Bytes of a level of a topic: a topic has 65,535, and a device's name comes from outside."""
@@ -89,7 +89,8 @@ class LivePredictions:
             )
         latency = ""
         if timings is not None:
-            latency = _LATENCY % (timings.wait_ns / 1e6, timings.infer_ns / 1e6, timings.total_ns / 1e6)
+            cloud = "" if timings.cloud_ns is None else f',"cloud":{timings.cloud_ns / 1e6:.3f}'
+            latency = _LATENCY % (timings.wait_ns / 1e6, timings.infer_ns / 1e6, timings.total_ns / 1e6, cloud)
         message = self._format % (
             text(f"{self._boot}:{p.stream}:{p.seq}"),
             text(p.stream),

@@ -3,9 +3,10 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from agent.errors import InferenceError
-from agent.pipeline import Pipeline
+from agent.pipeline import Pipeline, Scored, Undecided
 from agent.ports import Clock, Model, Sink, Source
 from agent.records import (
     BadFrame,
@@ -20,6 +21,9 @@ from agent.records import (
     Turn,
     Unscored,
 )
+
+if TYPE_CHECKING:
+    from agent.runtime.fallback import Fallback
 
 
 class TimedModel:
@@ -62,8 +66,12 @@ class Engine:
         clock: Clock,
         model: TimedModel,
         max_failures: int = 3,
+        fallback: "Fallback | None" = None,
     ) -> None:
-        """`model`: the one inside `pipeline`. `max_failures`: turns in a row in which it may fail."""
+        """`model`: the one inside `pipeline`. `max_failures`: turns in a row in which it may fail.
+
+        `fallback`: who is asked before windows in doubt are decided; nobody if not given.
+        """
         self._source = source
         self._pipeline = pipeline
         self._sinks = list(sinks)
@@ -71,6 +79,7 @@ class Engine:
         self._model = model
         self._max_failures = max_failures
         self._failures = 0
+        self._fallback = fallback
         self.bad: defaultdict[str, Counter[Loss]] = defaultdict(Counter)
         """Frames that could not be decoded, by stream and reason."""
 
@@ -86,6 +95,8 @@ class Engine:
             InferenceError: the model has failed in too many turns in a row.
             OutputError, SinkUnavailable: from a sink.
         """
+        if self._fallback is not None:
+            timeout_s = self._fallback.patience_s(timeout_s)
         decoded = self._source.poll(timeout_s)
         if decoded is None:
             return None
@@ -96,13 +107,26 @@ class Engine:
         for frame in bad:
             self.bad[frame.stream][frame.reason] += frame.amount
         spent_ns = self._model.spent_ns
-        events = self._pipeline.feed(items)
-        timings = self._timings(batches, events, start_ns, self._model.spent_ns - spent_ns)
-        turn = Turn(batches, bad, events, timings)
-        for sink in self._sinks:
-            sink.write(turn)
-        self._count_failures(events)
+        scored = self._pipeline.score(items)
+        infer_ns = self._model.spent_ns - spent_ns
+        if self._fallback is None:
+            events = self._pipeline.decide(scored)
+            turn = Turn(batches, bad, events, self._timings(batches, events, start_ns, infer_ns))
+        else:
+            timings = self._timings(batches, scored, start_ns, infer_ns)
+            turn = Turn(batches, bad, *self._fallback.take(scored, timings))
+        self._write(turn)
+        self._count_failures(scored)
         return turn
+
+    def settle(self) -> None:
+        """Decide what waits for an answer without one, and carry it to the sinks.
+
+        Raises:
+            OutputError, SinkUnavailable: from a sink.
+        """
+        if self._fallback is not None and (decided := self._fallback.settle()).events:
+            self._write(Turn((), (), *decided))
 
     def close(self) -> None:
         """Stop from upstream to downstream: the source, then the sinks, in order; all of them, even if one fails."""
@@ -111,21 +135,25 @@ class Engine:
                 closing.callback(sink.close)
             closing.callback(self._source.close)
 
-    def _count_failures(self, events: Sequence[Event]) -> None:
-        failed = next((e for e in events if isinstance(e, Unscored)), None)
+    def _write(self, turn: Turn) -> None:
+        for sink in self._sinks:
+            sink.write(turn)
+
+    def _count_failures(self, scored: Sequence[Undecided]) -> None:
+        failed = next((item for item in scored if isinstance(item, Unscored)), None)
         if failed is not None:
             self._failures += 1
             if self._failures >= self._max_failures:
                 # Whoever goes on with another model gives it as many turns.
                 self._failures = 0
                 raise InferenceError(failed.reason)
-        elif any(isinstance(e, Prediction) for e in events):
+        elif any(isinstance(item, Scored) for item in scored):
             self._failures = 0
 
     def _timings(
-        self, batches: Sequence[SampleBatch], events: Sequence[Event], start_ns: int, infer_ns: int
+        self, batches: Sequence[SampleBatch], made: Sequence[Event | Undecided], start_ns: int, infer_ns: int
     ) -> dict[tuple[str, int], Timings]:
-        """Time each prediction from when the batch came that completed its window."""
+        """Time each prediction, or what is to become one, from when the batch came that completed its window."""
         arrivals: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for b in batches:
             if b.t_rx_ns is not None and len(b.t_ns):
@@ -134,8 +162,8 @@ class Engine:
             return {}
         now_ns, period_ns = self._clock.monotonic_ns(), self._pipeline.period_ns
         timings = {}
-        for e in events:
-            if isinstance(e, Prediction) and e.stream in arrivals:
+        for e in made:
+            if isinstance(e, (Prediction, Scored)) and e.stream in arrivals:
                 came = arrivals[e.stream]
                 received_ns = came[-1][1]
                 if len(came) > 1:

@@ -29,6 +29,7 @@ from agent.runtime.telemetry import HostFigures, Telemetry
 
 if TYPE_CHECKING:
     from agent.core.messages import HealthMessage, StatusMessage, TelemetryMessage
+    from agent.runtime.fallback import Fallback
 
 OFFLINE = b'{"v":1,"state":"offline"}'
 """What the status says of an agent that is not there: its last word, and its last will."""
@@ -184,6 +185,8 @@ class Parts:
     random: Callable[[], float]
     health: Health = field(default_factory=Health)
     coverage: Coverage = field(default_factory=Coverage)
+    fallback: "Fallback | None" = None
+    """The one inside `engine`."""
 
 
 class Live:
@@ -311,6 +314,7 @@ class Live:
         """Take over the labels of a model that took over since the last turn, by whatever way, before the next."""
         p = self._p
         if p.model.id != self._told_model:
+            p.engine.settle()  # what the old one had scored, while its labels are those that are published
             if p.model.labels != self._labels:
                 self._labels = p.model.labels
                 p.publisher.use_labels(self._labels)
@@ -335,6 +339,7 @@ class Live:
         with ExitStack() as ending:
             for step in (p.slots.close, p.recorder.close, self._close_outbox, p.link.close, self._say_goodbye):
                 ending.callback(step)
+            ending.callback(p.engine.settle)
             ending.callback(self._drain)
             p.source.close()
 
@@ -518,6 +523,7 @@ class Live:
         text = "there are more devices than mqtt_in.max_devices: raise it, or see who sends under so many names"
         health.count(HealthCode.TOO_MANY_DEVICES, p.source.refused[Loss.TOO_MANY_DEVICES], text, now_ns)
         health.set(HealthCode.MODEL_ROLLED_BACK, p.slots.problem, now_ns)
+        health.set(HealthCode.CLOUD_AWAY, p.fallback.problem if p.fallback else None, now_ns)
         synced = p.clock.synced()
         if synced and not self._synced:
             # When this run began is only known now.
@@ -535,6 +541,7 @@ class Live:
     def _retire(self, stream: str, now_ns: int) -> None:
         """Forget a device that has been silent for long: it is a new one when it comes back, but for its numbers."""
         p = self._p
+        p.engine.settle()
         del self._seen[stream]
         self._silent.discard(stream)
         self._refused.pop(stream, None)
@@ -577,8 +584,9 @@ class Live:
         p = self._p
         p.telemetry.take_power(p.power())
         self._host = p.host()
+        cloud = p.fallback.figures() if p.fallback else None
         self._message = p.telemetry.snapshot(
-            p.pipeline.counts(), p.model.id, p.source.dropped, p.source.refused, p.delivery, p.outbox, self._host
+            p.pipeline.counts(), p.model.id, p.source.dropped, p.source.refused, p.delivery, p.outbox, self._host, cloud
         )
         return self._message
 

@@ -31,10 +31,11 @@ class Delivery(Protocol):
 class _Device:
     """A stream, as subscribers see it."""
 
-    __slots__ = ("activity", "availability", "clock", "prediction", "refusal", "told")
+    __slots__ = ("activity", "availability", "clock", "prediction", "refusal", "revision", "told")
 
     def __init__(self, topic: str) -> None:
         self.prediction = f"{topic}/prediction"
+        self.revision = f"{topic}/revision"
         self.activity = f"{topic}/activity"
         self.availability = f"{topic}/availability"
         self.clock = ClockMap()
@@ -43,7 +44,10 @@ class _Device:
 
 
 class Publisher:
-    """`ports.Sink`: `<root>/<device>/prediction` for every window; `activity` and `availability`, retained."""
+    """`ports.Sink`: `<root>/<device>/prediction` for every window; `activity` and `availability`, retained.
+
+    And `<root>/<device>/revision` of what a turn revises.
+    """
 
     def __init__(
         self, delivery: Delivery, clock: Clock, root: str, labels: Sequence[str], boot: str, agent: str
@@ -98,6 +102,12 @@ class Publisher:
                 self._delivery.set_state(device.activity, encode(message))
             elif isinstance(event, Refused):
                 self.unusable(event.stream, event.reason)
+        for revised in turn.revisions:
+            device = self._device(revised.stream)
+            wall_ns = epoch_ns + _or(device.clock.monotonic_ns(revised.t1_ns), now_ns)
+            payload = self._live.encode(revised, wall_ns, clock_synced=self._synced)
+            messages.append(Outgoing(device.revision, payload))
+            received_ns.append(now_ns)
         if messages:
             self._delivery.publish(messages, received_ns)
 

@@ -11,7 +11,7 @@ from agent.ports import Clock, Outbox
 from agent.records import Gap, GapReason, Loss, PowerReading, Prediction, Turn, Unscored
 
 if TYPE_CHECKING:
-    from agent.core.messages import LatencySummary, Power, TelemetryMessage, WorstStream
+    from agent.core.messages import CloudFigures, LatencySummary, Power, TelemetryMessage, WorstStream
 
 _WORST = 5
 _DAY_S = 86_400
@@ -137,11 +137,13 @@ class Telemetry:
         delivery: Delivery,
         outbox: Outbox,
         host: HostFigures,
+        cloud: "CloudFigures | None" = None,
     ) -> "TelemetryMessage":
         """Return the message of the interval that ends now, and begin the next.
 
         `streams`: what `Pipeline.counts` says. `model`: the bundle's id. `input_dropped`: samples that the queue to
-        the pipeline let go, ever. `refused`: messages that were not even decoded, ever.
+        the pipeline let go, ever. `refused`: messages that were not even decoded, ever. `cloud`: what became of
+        questions to it, where any may be asked.
         """
         now_ns = self._clock.monotonic_ns()
         interval_s = max(now_ns - self._since_ns, 1) / 1e9
@@ -156,7 +158,7 @@ class Telemetry:
             if self._written_before is not None:
                 per_day = round((written - self._written_before) / interval_s * _DAY_S)
             self._written_before = written
-        latency = {stage: _rounded(histogram) for stage, histogram in self._latency.items()}
+        latency = {stage: latencies(histogram) for stage, histogram in self._latency.items()}
         message: TelemetryMessage = {
             "v": VERSION,
             "agent": self._agent,
@@ -194,7 +196,7 @@ class Telemetry:
                 "wait": latency["wait"],
                 "infer": latency["infer"],
                 "total": latency["total"],
-                "delivered": _rounded(delivery.take_delivered()),
+                "delivered": latencies(delivery.take_delivered()),
             },
             "cpu_s": round(host.cpu_s, 3),
             "rss_bytes": host.rss_bytes,
@@ -208,6 +210,8 @@ class Telemetry:
         }
         if outbox.problem is not None:
             message["outbox"]["problem"] = outbox.problem
+        if cloud is not None:
+            message["cloud"] = cloud
         self._since_ns, self._windows_before, self._latency = now_ns, self._windows, _stages()
         return message
 
@@ -291,7 +295,8 @@ def _stages() -> dict[str, Histogram]:
     return {"wait": Histogram(), "infer": Histogram(), "total": Histogram()}
 
 
-def _rounded(histogram: Histogram) -> "LatencySummary":
+def latencies(histogram: Histogram) -> "LatencySummary":
+    """Return p50, p95, p99 and max in milliseconds, as they are told; none of an empty one."""
     return cast("LatencySummary", {name: round(ms, 3) for name, ms in histogram.summary_ms().items()})
 
 

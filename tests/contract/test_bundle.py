@@ -383,6 +383,24 @@ def test_one_call_gives_what_the_graphs_give_one_by_one(tiny):
     assert [a.dtype for a in scores] == [np.float32, np.int8, np.float64]
 
 
+def test_codes_score_as_their_windows_do_and_only_where_novelty_can_be_told_from_them(tiny):
+    bundle = load_bundle(tiny)
+    model = OrtModel(bundle)
+    golden = read_golden(bundle)
+    scores = model.infer(bundle.manifest.normalisation.apply(golden.window))
+
+    if model.novelty is None:
+        with pytest.raises(InferenceError, match=r"has no novelty\.onnx"):
+            model.classify(scores.code)
+        return
+    classified = model.classify(scores.code)
+    np.testing.assert_array_equal(classified.logits, scores.logits)
+    np.testing.assert_array_equal(classified.novelty, scores.novelty)
+    assert classified.novelty.dtype == np.float64
+    with pytest.raises(InferenceError, match="failed on 1 codes"):
+        model.classify(np.zeros((1, 3), np.int8))
+
+
 def test_what_scores_alone_and_in_a_batch_is_the_same(tiny):
     loaded = load_bundle(tiny)
     model = OrtModel(loaded)

@@ -37,7 +37,7 @@ LIVE = "/etc/mosquitto/har"
 PASSWORDS = {"home-assistant": "green house", "wrist-9": "nine", "site-7": 'a "cloud" password'}
 WRITTEN = ("acl", "broker.conf", "bridges.conf")
 
-BOARDS, USERS = ("kitchen", "hall", "attic"), ("dashboard", "alice", "home-assistant", "wrist-9")
+BOARDS, USERS = ("kitchen", "hall", "attic"), ("dashboard", "alice", "home-assistant", "worker-1", "wrist-9")
 DENIED, GRANTED = 135, {0, 16}
 """Reason codes of an acknowledgement: not authorised; written, and nobody has subscribed to it."""
 
@@ -55,30 +55,36 @@ def _commanded(name: str) -> set[str]:
     return {f"har/{name}/command/status"}
 
 
+ASKED, ANSWERED = "har/cloud/har-cloud/request", "har/hall/cloud/answer"
+WORKER = {f"har/worker-1/{kind}" for kind in ("status", "health", "worker")}
 AGENTS = {f"har/{a}/{kind}" for a in BOARDS for kind in ("status", "health", "telemetry")}
+REVISED = {"har/wrist-8/revision", "har/wrist-9/revision"}
 DEVICES = _device("waist-07") | _device("wrist-8") | _device("wrist-9") | _device("anything")
 MAY_WRITE = {
     "kitchen": _board("kitchen") | _device("waist-07"),
-    "hall": _board("hall") | _device("wrist-8") | _device("wrist-9"),
+    "hall": _board("hall") | _device("wrist-8") | _device("wrist-9")
+    | {ASKED, "har/wrist-8/revision", "har/wrist-9/revision"},
     "attic": _board("attic") | DEVICES,
     "dashboard": set(),
     "alice": _commanded("kitchen") | _commanded("hall") | _commanded("attic"),
     "home-assistant": {"homeassistant/status"},
+    "worker-1": WORKER | {ANSWERED, "har/kitchen/cloud/answer"},
     "wrist-9": {"imu/wrist-9/samples"},
-}
+}  # fmt: skip
 MAY_READ = {
     "kitchen": _board("kitchen") - {"har/reply/alice-1"}
     | _commanded("kitchen") | {"har/waist-07/availability", "homeassistant/status"},
     "hall": _board("hall") - {"har/reply/alice-1"}
     | _commanded("hall")
-    | {"har/wrist-8/availability", "har/wrist-9/availability", "homeassistant/status", "imu/wrist-9/samples"},
+    | {"har/wrist-8/availability", "har/wrist-9/availability", "homeassistant/status", "imu/wrist-9/samples", ANSWERED},
     "attic": _board("attic") - {"har/reply/alice-1"}
     | _commanded("attic") | {t for t in DEVICES if t.endswith("availability")}
     | {"homeassistant/status", "loft/anything/samples"},
-    "dashboard": AGENTS | DEVICES,
-    "alice": AGENTS | DEVICES | {"har/reply/alice-1"},
-    "home-assistant": AGENTS | DEVICES
+    "dashboard": AGENTS | DEVICES | REVISED | WORKER,
+    "alice": AGENTS | DEVICES | REVISED | WORKER | {"har/reply/alice-1"},
+    "home-assistant": AGENTS | DEVICES | REVISED | WORKER
     | {"homeassistant/status"} | {f"homeassistant/device/{a}/config" for a in BOARDS},
+    "worker-1": WORKER | {ASKED},
     "wrist-9": set(),
 }  # fmt: skip
 TOPICS = sorted(

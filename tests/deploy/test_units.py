@@ -147,6 +147,13 @@ def test_the_user_is_declared_with_the_group_of_serial_ports() -> None:
     assert [line[:2] for line in lines if line and line[0] == "u"] == [["u", "har-agent"]]
 
 
+def test_a_worker_keeps_nothing_and_has_nothing_to_read_again() -> None:
+    # SIGHUP would end it.
+    for name in ("StateDirectory", "RuntimeDirectory", "CacheDirectory", "ExecReload", "ReadWritePaths"):
+        assert values(WORKER, name) == []
+    assert values(WORKER, "ProtectSystem") == ["strict"]
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_it_never_gives_up_but_for_what_cannot_get_better(unit: str) -> None:
     assert values(unit, "Restart") == ["always"]
@@ -167,9 +174,9 @@ def test_a_credential_that_is_not_there_keeps_nothing_from_starting() -> None:
 
 def test_what_both_units_withhold_is_the_same() -> None:
     own = {
-        "Description", "ExecStart", "User", "Group", "DynamicUser", "RestartPreventExitStatus", "StateDirectory",
-        "RuntimeDirectory", "MemoryMax", "TasksMax", "LimitNOFILE", "CPUWeight", "DeviceAllow", "PrivateDevices",
-        "NoExecPaths", "ReadOnlyPaths", "Wants", "After",
+        "Description", "ExecStart", "ExecReload", "User", "Group", "DynamicUser", "StateDirectory",
+        "StateDirectoryMode", "RuntimeDirectory", "RuntimeDirectoryPreserve", "MemoryMax", "TasksMax", "LimitNOFILE",
+        "CPUWeight", "DeviceAllow", "PrivateDevices", "NoExecPaths", "ReadOnlyPaths", "Wants", "After",
     }  # fmt: skip
     agent, worker = (
         [(k, v) for k, v in settings((SYSTEMD / unit).read_text()) if k not in own and not k.startswith("[")]

@@ -14,7 +14,7 @@ from mosquitto import LOOPBACK, Authority, Mosquitto, free_port, scripted_server
 
 from agent.adapters.clock import SystemClock
 from agent.adapters.embedded_broker import EmbeddedBroker
-from agent.adapters.mqtt import Connection, MqttLink, Subscriber, sentences
+from agent.adapters.mqtt import Connection, MqttLink, Subscriber, reply_properties, sentences
 from agent.core.settings import BrokerSettings, MqttSettings
 from agent.errors import SinkUnavailable
 from agent.records import Ack, LinkState, Outgoing
@@ -126,6 +126,28 @@ def test_every_token_comes_back_exactly_once(broker: Mosquitto, make: Make):
 
     assert [a.token for a in back] == given
     assert len(set(given)) == 10_000
+
+
+def test_a_message_at_qos_0_needs_no_room_and_is_no_acknowledgement(broker: Mosquitto, make: Make):
+    listening = subscriber(broker, "har/#")
+    link = make(a=broker)
+    window = connected(link).window
+    session = link._connection.now()[1]
+    assert session is not None
+    broker.pause()
+    tokens = offer(link, 2 * window)
+
+    assert all(session.send("har/d/passing", b"%d" % i, reply_properties(b"17")) for i in range(50))
+    broker.resume()
+    answers = acks(link, tokens)
+    messages = [listening.poll(5) for _ in range(len(tokens) + 50)]
+    listening.close()
+
+    assert [a.token for a in answers] == tokens
+    passing = [m for m in messages if m is not None and m.topic == "har/d/passing"]
+    assert [(m.payload, m.correlation) for m in passing] == [(b"%d" % i, b"17") for i in range(50)]
+    with pytest.raises(ValueError, match="wildcard"):
+        session.send("har/+/passing", b"", reply_properties(b""))
 
 
 def test_what_the_broker_cannot_take_yet_waits_for_it(tmp_path: Path, make: Make):

@@ -58,6 +58,22 @@ TELEMETRY: TelemetryMessage = {
         "idle_watts": 3.0,
         "joules_per_window": 0.32,
     },
+    "cloud": {
+        "asked": 12,
+        "answered": 8,
+        "timed_out": 2,
+        "refused": {"overloaded": 1, "failed": 1},
+        "garbled": 0,
+        "not_sent": 0,
+        "abandoned": 0,
+        "not_asked": {"byte_budget": 3},
+        "late": 1,
+        "unexpected": 0,
+        "bytes_up": 1000,
+        "bytes_down": 500,
+        "rtt_ms": {"p50": 41.0, "p95": 80.0, "p99": 90.0, "max": 95.0},
+        "breaker": "half-open",
+    },
 }
 HEALTH: HealthMessage = {
     "v": 1,
@@ -110,6 +126,21 @@ def test_what_prometheus_reads_is_what_was_told():
     assert got["har_health_reason", (("code", "broker_away"),)] == 1
     assert not any(("stage", "delivered") in labels for _, labels in got)
     assert all(math.isfinite(value) for value in got.values())
+
+
+def test_what_became_of_windows_in_doubt_is_there_where_any_may_be_asked_about():
+    got = samples(exposition(TELEMETRY))
+    without = copy.deepcopy(TELEMETRY)
+    del without["cloud"]
+    assert not any("cloud" in name for name, _ in samples(exposition(without)))
+
+    assert got["har_cloud_requests_total", ()] == 12
+    assert got["har_cloud_outcomes_total", (("outcome", "refused"),)] == 2
+    assert got["har_cloud_refusals_total", (("reason", "overloaded"),)] == 1
+    assert got["har_cloud_not_asked_total", (("reason", "byte_budget"),)] == 3
+    assert got["har_cloud_bytes_total", (("direction", "up"),)] == 1000
+    assert got["har_cloud_rtt_seconds", (("statistic", "p95"),)] == pytest.approx(0.08)
+    assert got["har_cloud_breaker", (("state", "half-open"),)] == 1
 
 
 def test_every_family_is_described_typed_and_named_by_the_rules():

@@ -75,3 +75,76 @@ def test_what_is_not_toml_or_not_of_its_kind_is_refused(tmp_path, text, says):
 def test_a_named_file_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no such configuration file"):
         load(tmp_path / "none.toml", {})
+
+
+WINDOW = '[cloud]\npayload = "window"\n'
+OLD_BROKER = '[broker.old]\nprotocol = "3.1.1"\n'
+NEW_BROKER = "[broker.new]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (WINDOW, '{}:2: cloud.payload: a window may only leave the board with privacy = "window" in [cloud]'),
+        (
+            NEW_BROKER + '[cloud]\nbroker = "nw"\n',
+            "{}:3: cloud.broker: there is no section [broker.nw]; did you mean new?",
+        ),
+        (OLD_BROKER + '[cloud]\nwhen = "always"\n', "{}:2: broker.old.protocol: a worker is asked over MQTT 5"),
+        (
+            NEW_BROKER + OLD_BROKER + '[cloud]\nwhen = "unknown"\nbroker = "old"\n',
+            "{}:3: broker.old.protocol: a worker is asked over MQTT 5",
+        ),
+        ('[cloud]\nwhen = ""\n', "{}:2: cloud.when: when must be off, always, or one or more of low-confidence, "),
+        ('[cloud]\nwhen = "always unknown"\n', "{}:2: cloud.when: when must be off, always, or "),
+        ("[cloud]\ndeadline_ms = 0\n", "{}:2: cloud.deadline_ms: deadline_ms must be between 10 and 10000, not 0"),
+        ('[cloud]\nservice = "a/b"\n', "{}:2: cloud.service: service must be 1 to 64 printable characters"),
+        ('[worker]\nservice = ""\n', "{}:2: worker.service: service must be 1 to 64 printable characters"),
+    ],
+)
+def test_a_cloud_that_cannot_be_asked_so_is_refused(tmp_path, text, says):
+    path = write(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+
+    assert says.format(path) in str(caught.value)
+
+
+def test_every_contradiction_is_told_at_once(tmp_path):
+    path = write(tmp_path, OLD_BROKER + WINDOW + 'when = "low-confidence overload"\n')
+
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+
+    assert f"{path}:4: cloud.payload" in str(caught.value)
+    assert f"{path}:2: broker.old.protocol" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WINDOW + 'privacy = "window"\n',
+        '[cloud]\nprivacy = "window"\n',
+        OLD_BROKER + '[cloud]\nwhen = "off"\n',
+        NEW_BROKER + OLD_BROKER + '[cloud]\nwhen = "always"\n',
+        OLD_BROKER + NEW_BROKER + '[cloud]\nwhen = "unknown low-confidence"\nbroker = "new"\n',
+        '[cloud]\nwhen = "always"\n',
+    ],
+)
+def test_a_cloud_that_can_be_asked_so_is_taken(tmp_path, text):
+    assert load(write(tmp_path, text), {}) != Config()
+
+
+def test_the_cloud_is_off_until_it_is_set():
+    assert not load(environ={}).cloud.enabled
+    assert load(environ={"HAR_AGENT__CLOUD__WHEN": "unknown overload"}).cloud.enabled
+
+
+def test_nothing_but_requests_goes_to_a_broker_that_is_there_to_ask_through(tmp_path):
+    brokers = "[broker.home]\n[broker.cloud]\n[broker.spare]\n"
+    asking = load(write(tmp_path, brokers + '[cloud]\nbroker = "cloud"\n'), {})
+    through_the_first = load(write(tmp_path, brokers + '[cloud]\nbroker = "home"\n'), {})
+
+    assert list(asking.brokers) == ["home", "spare"]
+    assert list(through_the_first.brokers) == ["home", "cloud", "spare"]

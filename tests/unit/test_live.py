@@ -7,17 +7,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import LABELS, FakeClock, FakeLink, FakeModel, ListLog, ListOutbox, even_times, manifest, signal
+from fakes import (
+    LABELS,
+    FakeClock,
+    FakeCloud,
+    FakeLink,
+    FakeModel,
+    ListLog,
+    ListOutbox,
+    even_times,
+    manifest,
+    signal,
+)
 
 from agent.core.coverage import Coverage, Covered, kept
 from agent.core.discovery import Discovery
-from agent.core.settings import HomeAssistantSettings, MqttSettings, OutboxSettings
+from agent.core.settings import CloudSettings, HomeAssistantSettings, MqttSettings, OutboxSettings
 from agent.errors import InferenceError, SourceUnavailable
 from agent.pipeline import Pipeline
 from agent.records import BadFrame, Decoded, Loss, PowerReading, SampleBatch
 from agent.runtime.commands import Commands
 from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
+from agent.runtime.fallback import Fallback
 from agent.runtime.live import FRUITLESS_S, Facts, Live, Parts
 from agent.runtime.publisher import Publisher
 from agent.runtime.telemetry import HostFigures, Telemetry
@@ -130,7 +142,13 @@ class FailingModel(FakeModel):
 
 
 class Rig:
-    def __init__(self, model: Any = None, remembered: Sequence[str] = (), before: Sequence[Covered] = ()) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        remembered: Sequence[str] = (),
+        before: Sequence[Covered] = (),
+        cloud: CloudSettings | None = None,
+    ) -> None:
         self.clock, self.log = FakeClock(), ListLog()
         self.clock.now_ns = 100 * SECOND
         self.feed, self.slots, self.link = Feed(self.clock), Slots(), FakeLink()
@@ -141,7 +159,9 @@ class Rig:
         self.model = TimedModel(model or FakeModel(), self.clock)
         self.pipeline = Pipeline(self.model, manifest())
         publisher = Publisher(self.delivery, self.clock, "har", LABELS, "b00t", "board")
-        engine = Engine(self.feed, self.pipeline, [publisher, self.recorder], self.clock, self.model, 1)
+        self.cloud = FakeCloud(self.clock)
+        fallback = Fallback(cloud, self.cloud, self.pipeline, self.clock, "b00t") if cloud else None
+        engine = Engine(self.feed, self.pipeline, [publisher, self.recorder], self.clock, self.model, 1, fallback)
         self.reports: list[dict[str, Any]] = []
         self.kept: list[Sequence[str]] = []
         parts = Parts(
@@ -168,6 +188,7 @@ class Rig:
             log=self.log,
             random=lambda: 0.5,
             coverage=Coverage(before, "1+aa", self.clock.now_ns),
+            fallback=fallback,
         )
         facts = Facts("board", "b00t", "har/board", "1", None, None, ["mqtt x"], 1, 10**6, 60.0, 5.0, "1+aa")
         self.live = Live(parts, facts)
@@ -415,3 +436,91 @@ def test_a_pause_is_not_held_against_a_stream_that_comes_back(rig: Rig):
     rig.samples(32)
     rig.pass_s(2)
     assert "source_unusable" not in rig.reasons()
+
+
+def asking(**settings: Any) -> Rig:
+    """An agent that asks of every window, and waits ten seconds for an answer."""
+    made = Rig(cloud=CloudSettings(**{"when": "always", "deadline_ms": 10_000.0, "failures": 1, **settings}))
+    made.link.connect()
+    made.live.start()
+    return made
+
+
+def test_an_answer_of_the_cloud_is_published_as_soon_as_it_comes():
+    rig = asking()
+    rig.samples()
+    rig.pass_s(1)
+    assert rig.told("har/s/prediction") is None
+    rig.cloud.answer()
+    rig.pass_s(0.01)
+    said = rig.told("har/s/prediction")
+
+    assert (said["origin"], said["model"], said["activity"]) == ("cloud", rig.cloud.model, "turning")
+    assert said["latency_ms"]["total"] == pytest.approx(said["latency_ms"]["cloud"], abs=300)
+    assert rig.told("har/s/activity")["activity"] == "turning"
+
+
+def test_what_waits_for_an_answer_is_published_before_another_model_speaks():
+    rig = asking()
+    rig.samples()
+    rig.pass_s(1)
+    new = OtherModel()
+    rig.model.replace(new)
+    rig.pipeline.swap(rig.model, manifest()._replace(name="other", labels=new.labels))
+    rig.pass_s(0.1)
+    said = rig.told("har/s/prediction")
+    rig.cloud.takes = False
+    rig.samples(64)
+    rig.pass_s(1)
+
+    assert (said["model"], set(said["scores"])) == ("fake@00000000", set(LABELS))
+    assert (rig.told("har/s/prediction")["seq"], rig.told("har/s/prediction")["model"]) == (1, new.id)
+
+
+def test_what_waits_for_an_answer_is_published_before_its_device_is_forgotten():
+    rig = asking()
+    rig.feed.silence_s, rig.feed.idle_s = 0.5, 1.0
+    rig.samples()
+    rig.pass_s(4)
+
+    assert rig.feed.forgotten == ["s"]
+    assert rig.told("har/s/prediction")["seq"] == 0
+    assert rig.told("har/s/activity") is None
+
+
+def test_what_waits_for_an_answer_is_published_at_the_end():
+    rig = asking()
+    rig.samples()
+    rig.pass_s(1)
+    rig.samples(64)
+    rig.live.shut_down()
+
+    assert rig.told("har/s/prediction")["seq"] == 1
+    assert rig.told("har/board/telemetry")["cloud"]["abandoned"] == 2
+
+
+def test_a_cloud_that_does_not_answer_is_told_and_nothing_else_changes():
+    rig = asking(deadline_ms=100.0)
+    rig.samples()
+    rig.pass_s(20)
+    assert rig.told("har/s/prediction")["origin"] == "local"
+    assert "timed out" in rig.reasons()["cloud_away"]
+    assert rig.told("har/board/health")["state"] == "degraded"
+    said = rig.told("har/board/telemetry")["cloud"]
+    assert (said["asked"], said["timed_out"], said["breaker"]) == (1, 1, "open")
+
+    rig.pass_s(20)
+    rig.samples(64)
+    rig.pass_s(0.01)
+    rig.cloud.answer()
+    rig.pass_s(15)
+    assert rig.told("har/s/prediction")["origin"] == "cloud"
+    assert "cloud_away" not in rig.reasons()
+
+
+def test_without_a_cloud_nothing_speaks_of_one(rig: Rig):
+    rig.samples()
+    rig.pass_s(10)
+
+    assert "cloud" not in rig.told("har/board/telemetry")
+    assert "cloud" not in rig.told("har/s/prediction")["latency_ms"]

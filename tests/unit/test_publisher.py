@@ -97,6 +97,15 @@ def test_a_prediction_goes_to_its_device_with_the_time_of_receipt(publisher, del
     assert json.loads(message.payload.replace(LIVE, HISTORICAL))["historical"] is True
 
 
+def test_a_revision_has_a_topic_of_its_own_and_the_id_of_what_it_revises(publisher, delivery):
+    revised = prediction(origin=Origin.CLOUD, model="c@1")
+    publisher.write(Turn([], [], [prediction()], {}, [revised]))
+
+    said = {message.topic: json.loads(message.payload) for message, _ in delivery.published}
+    assert said["har/waist/revision"] == said["har/waist/prediction"] | {"origin": "cloud", "model": "c@1"}
+    assert not any(message.retain for message, _ in delivery.published)
+
+
 def test_time_is_that_of_the_windows_end_however_late_it_came(publisher, delivery, clock):
     start = clock.wall_ns()
     publisher.write(turn([samples(t0_s=0.0, t_rx_ns=100 * S)]))

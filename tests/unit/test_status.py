@@ -242,6 +242,14 @@ def test_a_gap_before_this_run_is_shown(tmp_path: Path, config: Config, clock: F
         assert _view(read_status(config, clock))
 
 
+def test_what_became_of_windows_in_doubt_is_shown(tmp_path: Path, config: Config, clock: FakeClock):
+    cloud = {"asked": 12, "answered": 10, "timed_out": 2, "rtt_ms": {"p50": 41.2, "p95": 80.0}, "breaker": "closed"}
+    shown = "cloud       asked 12, answered 10, timed out 2, p50 41 ms, p95 80 ms, breaker closed\n"
+    for telemetry, there in (({"cloud": cloud, "rss_bytes": 1}, True), ({"cloud": 7}, False), ({}, False)):
+        wrote(tmp_path, clock, telemetry=telemetry)
+        assert (shown in _view(read_status(config, clock))) is there
+
+
 @pytest.mark.parametrize("value", [None, 5, "x", [], [[]], {"a": {}}, {"health": 3}])
 def test_whatever_stands_there_is_shown(tmp_path: Path, config: Config, clock: FakeClock, value: object):
     keys = ("health", "telemetry", "link", "sources", "started", "version", "model", "agent")

@@ -65,9 +65,10 @@ def test_a_prediction_is_the_object_of_the_contract():
         PREDICTION._replace(stream='a"b\\c %s {0} é\n\udc80', label="50 % up", model="%(x)s@1", novelty=12345.678),
     ],
 )
-def test_a_live_prediction_is_the_same_object_and_more(prediction):
+@pytest.mark.parametrize(("cloud_ns", "cloud"), [(None, {}), (40_500_000, {"cloud": 40.5})])
+def test_a_live_prediction_is_the_same_object_and_more(prediction, cloud_ns, cloud):
     labels = ("50 % up", '"{quoted}"')
-    timings = Timings("waist-07", 412, 0, 400_000, 210_000, 1_300_000)
+    timings = Timings("waist-07", 412, 0, 400_000, 210_000, 1_300_000, cloud_ns)
 
     live = LivePredictions(labels, "b00t").encode(prediction, 1_700_000_000_123_456_789, timings, clock_synced=True)
 
@@ -75,7 +76,7 @@ def test_a_live_prediction_is_the_same_object_and_more(prediction):
     assert json.loads(live) == {
         **plain,
         "id": json.loads(encode({"id": f"b00t:{prediction.stream}:{prediction.seq}"}))["id"],
-        "latency_ms": {"wait": 0.4, "infer": 0.21, "total": 1.3},
+        "latency_ms": {"wait": 0.4, "infer": 0.21, "total": 1.3, **cloud},
         "time": "2023-11-14T22:13:20.123Z",
         "clock_synced": True,
         "historical": False,

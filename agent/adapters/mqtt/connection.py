@@ -109,6 +109,16 @@ class Connection:
             session.news = True
             session.wake()
 
+    def unsubscribe(self, topic_filter: str, timeout_s: float) -> None:
+        """End a subscription of the session that is open, and wait until all that came of it was taken.
+
+        For the end of a member of a group: what is still to come goes to the others.
+        """
+        session = self._now[1]
+        if session is not None:
+            session.unsubscribe(topic_filter)
+            self.wait(lambda: self._now[1] is not session or topic_filter not in session.subscribed, timeout_s)
+
     def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
         """Block until `until` is true, looking whenever the state changes; False if it did not become true in time."""
         with self._changed:

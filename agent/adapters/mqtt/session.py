@@ -4,7 +4,8 @@ paho's network thread is not used: the thread that calls `open` and `serve` runs
 `loop_misc` itself, the way paho documents for event loops. So an error anywhere in it ends the session instead of a
 thread, nothing has to be joined, and a publisher wakes the loop once for many messages.
 
-`publish`, `give_up`, `finish` and `wake` may be called from any thread, everything else in the loop's only.
+`publish`, `send`, `unsubscribe`, `give_up`, `finish` and `wake` may be called from any thread, everything else in the
+loop's only.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.adapters.mqtt import sentences
@@ -47,7 +48,8 @@ _OTHER_BYTES = 64
 class Message(NamedTuple):
     """One message as it came; `t_rx_ns` on the monotonic clock.
 
-    `response_topic`, `correlation`: where its sender wants an answer, and what to send along with it.
+    `response_topic`, `correlation`: where its sender wants an answer, and what to send along with it. `expiry_s`: after
+    which it is worth nothing, as the broker says; 0 where it does not.
     """
 
     topic: str
@@ -56,6 +58,7 @@ class Message(NamedTuple):
     t_rx_ns: int
     response_topic: str = ""
     correlation: bytes = b""
+    expiry_s: int = 0
 
 
 class Answer(NamedTuple):
@@ -148,6 +151,7 @@ class Session:
         self._max_packet = 1 << 28
         self._asked = 0
         self._requests: dict[int, list[str]] = {}
+        self._leaving = ""
         self.news = False
         """Whether there is something about subscriptions that `serve`, or its caller, has not seen yet."""
         self._accepted = False
@@ -227,10 +231,7 @@ class Session:
         Raises:
             ValueError: it can never be sent, such as to a topic with a wildcard, or because it is too large.
         """
-        topic, payload = message.topic, message.payload
-        size = len(payload) + 3 * len(topic) + _OTHER_BYTES
-        if size > self._max_packet and len(payload) + len(topic.encode()) + _OTHER_BYTES > self._max_packet:
-            raise ValueError(f"{len(payload)} bytes are more than the broker takes, {self._max_packet}")
+        self._check_size(message.topic, message.payload)
         if self._paho is None or self._end is not None or not self._accepted:
             return False
         with self._room:
@@ -239,6 +240,25 @@ class Session:
                 return True
             self._unanswered += 1
         return self._send(message, token, properties)
+
+    def send(self, topic: str, payload: bytes, properties: Properties) -> bool:
+        """Hand a message over at QoS 0; False when the session cannot take it now.
+
+        No window holds it back, and nobody is told what becomes of it.
+
+        Raises:
+            ValueError: as `publish`.
+        """
+        self._check_size(topic, payload)
+        client = self._paho
+        if client is None or self._end is not None or not self._accepted:
+            return False
+        return client.publish(topic, payload, 0, properties=properties).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _check_size(self, topic: str, payload: bytes) -> None:
+        size = len(payload) + 3 * len(topic) + _OTHER_BYTES
+        if size > self._max_packet and len(payload) + len(topic.encode()) + _OTHER_BYTES > self._max_packet:
+            raise ValueError(f"{len(payload)} bytes are more than the broker takes, {self._max_packet}")
 
     def _send(self, message: Outgoing, token: int, properties: Properties | None) -> bool:
         """Hand a message to paho, for which there is room; the room is given back if it did not go out."""
@@ -265,6 +285,13 @@ class Session:
             self._paho.message_callback_add(s.matched, self._taker(s))
         self._asked += len(new)
         self._request([(s.topic_filter, s.qos) for s in new])
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Ask for no more of a filter; once it is gone from `subscribed`, all that the broker sent of it has come."""
+        client = self._paho
+        if client is not None:
+            self._leaving = topic_filter
+            client.unsubscribe(topic_filter)
 
     def ask_again(self) -> None:
         """Ask once more for the topic filters that the broker refused: its ACL may have changed."""
@@ -345,6 +372,7 @@ class Session:
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
         client.on_log = self._on_log
         return client
 
@@ -418,7 +446,10 @@ class Session:
                 if readable:
                     client.loop_read()
                 if client.want_write():
+                    # At QoS 0 paho calls it once a message is written. It is for acknowledgements, which are read.
+                    client.on_publish = None
                     client.loop_write()
+                    client.on_publish = self._on_publish
                 if client.socket() is None:
                     self._end = self._end or self._lost()
         except Exception as error:  # noqa: BLE001  whatever paho raises ends this session only
@@ -430,6 +461,7 @@ class Session:
         with contextlib.suppress(Exception):
             deadline = time.monotonic() + _FLUSH_S
             if client is not None:
+                client.on_publish = None  # as in `_loop`
                 client.disconnect()
             while client is not None and (wire := client.socket()) is not None and client.want_write():
                 left_s = deadline - time.monotonic()
@@ -495,6 +527,10 @@ class Session:
                 self.subscribed |= {topic_filter}
         self.news = True
 
+    def _on_unsubscribe(self, *_: Any) -> None:
+        self.subscribed -= {self._leaving}
+        self.news = True
+
     def _on_log(self, _client: paho.Client, _data: Any, level: int, text: str) -> None:
         # Only until the greeting: formatting these lines costs more than a message does.
         if level == LogLevel.MQTT_LOG_ERR:
@@ -508,7 +544,8 @@ class Session:
                 # Not hasattr, nor isEmpty: they go through all the names that a property can have.
                 given = vars(m.properties) if m.properties is not None else {}
                 response_topic, correlation = given.get("ResponseTopic", ""), given.get("CorrelationData", b"")
-                take(Message(m.topic, bytes(m.payload), m.retain, now_ns(), response_topic, correlation))
+                expiry_s = given.get("MessageExpiryInterval", 0)
+                take(Message(m.topic, bytes(m.payload), m.retain, now_ns(), response_topic, correlation, expiry_s))
             except Exception as error:  # noqa: BLE001  a taker's mistake must not end the connection
                 self._client.failed(f"taking a message of {subscription.topic_filter}", error)
 
@@ -541,18 +578,38 @@ class _Context(ssl.SSLContext):
         return self.wrapped
 
 
-def request_properties(response_topic: str, correlation: bytes) -> Properties:
-    """Return the properties of a message that wants an answer."""
-    properties = reply_properties(correlation)
-    properties.ResponseTopic = response_topic
-    return properties
+def request_properties(response_topic: str, correlation: bytes, expiry_s: int = 0) -> Properties:
+    """Return the properties of a message that wants an answer, and is not to be delivered after `expiry_s`, if set."""
+    topic = response_topic.encode()
+    expiry = b"\x02%b" % expiry_s.to_bytes(4, "big") if expiry_s else b""
+    return _Packed(b"%b\x08%b%b%b" % (expiry, len(topic).to_bytes(2, "big"), topic, _correlation(correlation)))
 
 
 def reply_properties(correlation: bytes) -> Properties:
     """Return the properties of an answer."""
-    properties: Properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho types all but this
-    properties.CorrelationData = correlation
-    return properties
+    return _Packed(_correlation(correlation))
+
+
+def _correlation(data: bytes) -> bytes:
+    return b"\x09%b%b" % (len(data).to_bytes(2, "big"), data)
+
+
+class _Packed(Properties):
+    """Properties of a PUBLISH, as bytes: paho goes through every name that there is, for each that is set and sent.
+
+    Identifiers and types: MQTT 5.0, section 2.2.2.2.
+    """
+
+    packetType = PacketTypes.PUBLISH  # noqa: N815  paho's name
+
+    def __init__(self, body: bytes) -> None:
+        length = VariableByteIntegers.encode(len(body))  # type: ignore[no-untyped-call]  # paho types all but this
+        object.__setattr__(self, "packed", length + body)
+
+    def pack(self) -> bytes:
+        """Return what is sent."""
+        packed: bytes = vars(self)["packed"]
+        return packed
 
 
 def _reason_string(properties: Any) -> str:
