@@ -1,6 +1,6 @@
 # Every target sets itself up: a bare Debian or Raspberry Pi OS with make is enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-export lint bench release lock clean
+.PHONY: help demo test test-export lint bench bench-cloud release lock clean
 
 BIN := .venv/bin
 
@@ -31,6 +31,10 @@ bench: ## speed and memory on this machine, against ONNX Runtime and paho alone;
 	@tools/setup.sh dev
 	$(BIN)/har-agent bench $(ARGS)
 	$(BIN)/python tools/bench/run.py
+
+bench-cloud: ## edge against cloud over links of 20, 40 and 80 ms; needs root for the links; about three minutes
+	@tools/setup.sh dev
+	$(BIN)/python tools/bench/cloud_link.py $(ARGS)
 
 release: ## wheel, sdist, an archive for each kind of board, SBOM, checksums: dist/; KEY=release.key.pem signs
 	@tools/setup.sh dev
