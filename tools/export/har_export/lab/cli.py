@@ -119,6 +119,28 @@ def robustness(
 
 
 @app.command()
+def cloud(
+    context: typer.Context,
+    data: DataOption,
+    bundles: Annotated[Path, typer.Option("--bundles", help="Folder of bundles for boards, as crossval keeps it.")],
+    larger: Annotated[
+        Path, typer.Option("--larger", help="Folder of bundles for the cloud, of the same data, seeds and folds.")
+    ],
+    out: OutOption = Path("cloud.json"),
+) -> None:
+    """Compare boards alone with boards that ask a larger model about what they are unsure of.
+
+    Example: har-export lab cloud --data ../shared/data --bundles crossval --larger crossval-cloud
+    """
+    from har_export.lab import cloud as trial
+
+    people = load(data)
+    clouds = folds_of(people, larger)
+    # A larger model may have been cross-validated with fewer seeds.
+    _save(trial.run(folds_of(people, bundles)[: len(clouds)], clouds, _typed(context), _say), out)
+
+
+@app.command()
 def novelty(context: typer.Context, data: DataOption, out: OutOption = Path("novelty.json")) -> None:
     """Leave each activity out of training once, and see how novel it is.
 
