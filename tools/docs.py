@@ -225,7 +225,7 @@ def results() -> str:
     return "".join(out)
 
 
-LAB = ("zoo", "ladder", "reduction", "edge_learning", "robustness", "novelty", "finetune")
+LAB = ("zoo", "ladder", "reduction", "edge_learning", "robustness", "novelty", "finetune", "cloud")
 """Result files in the order of the page."""
 
 

@@ -361,7 +361,7 @@ class CloudSettings:
     """
 
     when: str = "off"
-    confidence: float = 0.9
+    confidence: float = 0.8
     overload_ms: float = 500.0
     broker: str = ""
     service: str = "har-cloud"
@@ -413,7 +413,7 @@ class WorkerSettings:
     """
 
     service: str = "har-cloud"
-    bundles: str = ""
+    bundles: str = "har-cloud"
     max_batch: int = 256
     max_waiting: int = 4096
     linger_ms: float = 0.0

@@ -12,7 +12,7 @@ MS = 1_000_000
 DAY = 24 * 3600
 
 SURE = Doubt("a", 0.99, known=True, waited_ns=0)
-UNSURE = SURE._replace(confidence=0.89)
+UNSURE = SURE._replace(confidence=0.79)
 NEW = SURE._replace(known=False)
 LATE = SURE._replace(waited_ns=501 * MS)
 OTHER = UNSURE._replace(device="b")
@@ -45,7 +45,7 @@ def after(settings, history):
         ({"when": "off"}, [], 0, NEW, {}, Reason.NOT_NEEDED),
         ({"when": "always"}, [], 0, SURE, {}, None),
         (LOW, [], 0, UNSURE, {}, None),
-        (LOW, [], 0, SURE._replace(confidence=0.9), {}, Reason.NOT_NEEDED),
+        (LOW, [], 0, SURE._replace(confidence=0.8), {}, Reason.NOT_NEEDED),
         (LOW, [], 0, NEW, {}, Reason.NOT_NEEDED),
         (LOW, [], 0, LATE, {}, Reason.NOT_NEEDED),
         ({**LOW, "confidence": 0.5}, [], 0, UNSURE, {}, Reason.NOT_NEEDED),
