@@ -194,7 +194,7 @@ class Cloud(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why not, for people; None while that is not known."""
+        """Why none can, or what may get in the way of one, for people; None while nothing is known of that."""
 
     def ask(self, correlation: bytes, payload: bytes) -> bool:
         """Send a request once, at QoS 0; False if it cannot be sent now."""

@@ -100,7 +100,7 @@ def _telemetry(telemetry: Telemetry, streams: dict[str, StreamCounts], host: Hos
     if streams:
         clock = FakeClock()
         pipeline = Pipeline(FakeModel(), manifest())
-        fallback = Fallback(CloudSettings(when="always"), FakeCloud(clock), pipeline, clock, "b00t")
+        fallback = Fallback(CloudSettings(when="always"), FakeCloud(clock), pipeline, clock, lambda: b"1")
         fallback.take(pipeline.score([SampleBatch("waist", even_times(128), signal(128), 0)]), {})
         cloud = fallback.figures()
     return telemetry.snapshot(streams, "har-base@3f9c1a7e", 5, {Loss.RETAINED: 2}, kept, kept, host, cloud)

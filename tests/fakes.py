@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -227,6 +227,12 @@ class FakeLink:
     def close(self) -> None:
         self.lose()
         self.closed = True
+
+
+def numbered() -> Callable[[], bytes]:
+    """Return what gives correlations that a test can tell apart."""
+    numbers = itertools.count(1)
+    return lambda: b"%d" % next(numbers)
 
 
 class FakeCloud:

@@ -167,6 +167,7 @@ def check_board(config: Config | None, places: Places = _PLACES, clock: Clock | 
         yield from check_mqtt_in(config)
         for name, broker in config.broker.items():
             yield from check_broker(name, broker, clock)
+        yield from check_cloud(config)
         yield from check_model(config)
         yield from check_state_dir(config, places)
         yield check_runtime_dir(config)
@@ -291,6 +292,19 @@ def check_mqtt_in(config: Config) -> Iterator[Finding]:
     where = f"broker {settings.broker}" if settings.broker else "the first broker that can be reached"
     group = f", shared with the group {settings.share}" if settings.share else ""
     yield Finding("mqtt_in", OK, f"samples of {settings.filter} from {where}{group}")
+
+
+def check_cloud(config: Config) -> Iterator[Finding]:
+    """Say what `[cloud]` lets leave the board, if it is used."""
+    settings = config.cloud
+    if not settings.enabled:
+        return
+    name = settings.broker or next(iter(config.broker))
+    what = "codes"
+    if settings.payload == "window":
+        what = "samples" + (f", with the {settings.windows - 1} before each" if settings.windows > 1 else "")
+    text = f"windows in doubt ({settings.when}) may leave the board as {what}"
+    yield Finding("cloud", OK, f"{text}: through broker {name}, to workers of the service {settings.service}")
 
 
 def check_broker(name: str, broker: BrokerSettings, clock: Clock) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from agent.adapters.clock import SystemClock
 from agent.adapters.mqtt import Connection, Message, MqttLink, MqttSource
+from agent.adapters.mqtt.requester import Requester
 from agent.adapters.serial_port import SerialPort, list_ports
 from agent.app.check import ERROR, OK, WARNING, Finding, Places, State, running_agent
 from agent.app.compose import agent_name, credentials_dir
@@ -71,9 +72,13 @@ def check_connections(
     yield from _connect_ports(
         config, seconds, ports, _found_ports(places) if found is None else found, tell, clock, running
     )
-    for name, broker in config.broker.items():
+    for name, broker in config.brokers.items():
         tell(f"connecting to broker {name} at {broker.host}:{broker.port}")
         yield from _connect_broker(name, broker, config, clock, running)
+    if config.cloud.enabled:
+        name = config.cloud.broker or next(iter(config.broker))
+        tell(f"connecting to broker {name} as who asks the cloud")
+        yield _connect_cloud(name, config, clock, running)
     if config.mqtt_in.filter and (not config.mqtt_in.broker or config.mqtt_in.broker in config.broker):
         tell(f"listening to {config.mqtt_in.filter} for {seconds:g} s")
         yield from _connect_devices(config, seconds, clock, running)
@@ -468,6 +473,24 @@ def _connect_broker(
             yield Finding(area, WARNING, denied[commands], fix)
     finally:
         check.link.close()
+
+
+def _connect_cloud(name: str, config: Config, clock: Clock, running: int | None) -> Finding:
+    """Connect to where windows in doubt are asked about, as the agent does; nothing is asked."""
+    agent, client_id, broker = agent_name(config), f"{_client_id(config, running)}-cloud", config.broker[name]
+    cloud = Requester(
+        agent, broker, config.mqtt, config.cloud, clock, credentials=credentials_dir(), client_id=client_id
+    )
+    with closing(cloud):
+        cloud.start()
+        end_ns = clock.monotonic_ns() + round(config.mqtt.connect_timeout_s * 1e9)
+        while not cloud.connected and cloud.problem is None and clock.monotonic_ns() < end_ns:
+            clock.sleep(_POLL_S)
+        if cloud.connected:
+            return Finding("cloud", OK, f"connected to broker {name}; nothing was asked")
+        problem = cloud.problem or f"{broker.host}:{broker.port} did not answer"
+    fix = 'correct that, or set when = "off" in [cloud]; windows in doubt are decided here meanwhile'
+    return Finding("cloud", WARNING, f"broker {name}, through which the cloud is asked: {problem}", fix)
 
 
 def _connect_devices(config: Config, seconds: float, clock: Clock, running: int | None) -> Iterator[Finding]:

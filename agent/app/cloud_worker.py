@@ -13,7 +13,6 @@ import agent
 from agent.adapters.clock import SystemClock
 from agent.adapters.host import HostMetrics
 from agent.adapters.mqtt import Connection, Message, MqttLink, reply_properties
-from agent.adapters.mqtt.requester import require_mqtt5
 from agent.adapters.outbox import SqliteOutbox
 from agent.adapters.systemd import Notifier
 from agent.app.compose import agent_name, credentials_dir, load_config, open_model
@@ -64,8 +63,11 @@ def build(config: Config, bundles: Sequence[str], clock: Clock, log: Log, ending
     if not bundles:
         raise ConfigError("a worker needs a model: name bundles on the command line, or in [worker] bundles")
     for label, broker in config.broker.items():
-        require_mqtt5("worker", label, broker)
-    name, boot, service = config.agent.name or f"{agent_name(config)}-worker", uuid4().hex[:12], config.worker.service
+        if broker.protocol != "5":
+            raise ConfigError(f'[worker] needs MQTT 5: set protocol = "5" in [broker.{label}], or use another broker')
+    # Two clients of one name would drive each other out: those that nobody has named are told apart by their process.
+    name = config.agent.name or f"{agent_name(config)}-worker-{os.getpid()}"
+    boot, service = uuid4().hex[:12], config.worker.service
     # The sessions before the connection: opening them holds the GIL, and requests would come meanwhile.
     served = [_opened(bundle) for bundle in bundles]
     topic = f"{config.mqtt.root}/{topic_level(name)}"

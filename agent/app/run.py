@@ -48,10 +48,14 @@ READ_S = 5.0
 _SPOKEN = frozenset(
     (
         *("prediction", "revision", "activity", "availability", "status", "telemetry", "health", "worker"),
-        *("command", "cloud", "worker", "device", "config"),
+        *("command", "cloud", "device", "config"),
     )
 )
 """Levels of topics under which agents speak, or are spoken to."""
+_MOST_LEVELS = 20
+"""Of a topic for answers: mosquitto ends the session of whoever publishes to one with 200."""
+_TOKEN_BYTES = 16
+"""What nobody guesses."""
 _MOST_REMEMBERED = 100_000
 _FORGET_S = 2.0
 """How long retained messages are collected before they are cleared."""
@@ -135,7 +139,7 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
     handlers: dict[str, Handler] = {}
     commands = Commands(handlers, delivery.send, log)
     telemetry = Telemetry(clock, name, boot, config.telemetry.idle_watts)
-    fallback = _open_fallback(config, name, boot, pipeline, clock, complain, ending)
+    fallback = _open_fallback(config, name, pipeline, clock, complain, ending)
     engine = Engine(source, pipeline, [publisher, recorder], clock, model, config.model.max_failures, fallback)
     status = folder / "status.json"
     report = _Report(status, log)
@@ -273,7 +277,8 @@ def _receive(commands: Commands, message: Message, ours: tuple[str, ...]) -> Non
     levels = wanted.split("/")
     if message.retained:
         return
-    if any(c in wanted for c in "+#\0") or (wanted.startswith(ours) and _SPOKEN.intersection(levels)):
+    spoken = wanted.startswith(ours) and _SPOKEN.intersection(levels)
+    if spoken or any(c in wanted for c in "+#\0") or len(levels) > _MOST_LEVELS:
         commands.refused += 1
     else:
         commands.receive(message.topic, message.payload, wanted, message.correlation)
@@ -407,7 +412,6 @@ class _Report:
 def _open_fallback(
     config: Config,
     name: str,
-    boot: str,
     pipeline: Pipeline,
     clock: Clock,
     complain: Callable[[str], None],
@@ -417,6 +421,8 @@ def _open_fallback(
     settings = config.cloud
     if not settings.enabled:
         return None
+    from secrets import token_bytes
+
     from agent.adapters.mqtt.requester import Requester
     from agent.runtime.fallback import Fallback
 
@@ -425,7 +431,7 @@ def _open_fallback(
     cloud = Requester(name, broker, config.mqtt, settings, clock, credentials=credentials, complain=complain)
     ending.enter_context(closing(cloud))
     cloud.start()
-    return Fallback(settings, cloud, pipeline, clock, boot)
+    return Fallback(settings, cloud, pipeline, clock, lambda: token_bytes(_TOKEN_BYTES))
 
 
 def _open_endpoint(config: Config, parts: Parts, report: _Report, ending: ExitStack) -> None:

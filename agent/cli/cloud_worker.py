@@ -12,9 +12,7 @@ from agent.cli._stopping import Stopping
 def cloud_worker(
     bundles: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[BUNDLE]...", help="Bundles' folders, or names of those that ship; over [worker] bundles."
-        ),
+        typer.Argument(help="Bundles' folders, or names of those that ship; over [worker] bundles."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="The configuration; /etc/har-agent/config.toml if there is one.")
@@ -27,7 +25,7 @@ def cloud_worker(
     Any number of workers share the requests to a service. SIGTERM or Ctrl-C has this one leave the others, answer what
     it has got, and end.
 
-    Example: har-agent cloud-worker har-base --broker mqtt://localhost:1883
+    Example: har-agent cloud-worker har-cloud --broker mqtt://localhost:1883
     """
     log = open_log()
     with Stopping() as stopping:

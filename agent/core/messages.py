@@ -190,7 +190,8 @@ class CloudFigures(TypedDict):
     bytes_down: Annotated[int, "of answers of any kind, without what MQTT adds"]
     rtt_ms: Annotated[LatencySummary, "from a request to its answer, late ones included, of the interval"]
     breaker: Annotated[
-        Literal["closed", "open", "half-open"], "`open`: nothing is asked for a while; `half-open`: one request tries"
+        Literal["closed", "open", "half-open"],
+        "`open`: nothing is asked for a while; `half-open`: one request tries, or the next one will",
     ]
 
 
@@ -318,7 +319,8 @@ class WorkerMessage(TypedDict):
     refused: Annotated[
         dict[str, int],
         "by reason, told to the board: `bad_request`, `unknown_version`, `too_large`, `other_code`, `other_window`, "
-        "`overloaded`, `failed`; and `no_answer_topic` and `expired`, which nobody is told",
+        "`overloaded`, `failed`; and `no_answer_topic`, `long_correlation` (over 64 bytes) and `expired`, which "
+        "nobody is told",
     ]
     unsent: Annotated[int, "answers that could not be sent, because the broker was away"]
     waiting: Annotated[int, "requests that wait now"]

@@ -11,7 +11,8 @@ cannot be exceeded by what is still on its way.
   `retry_s`; then half-open while one request, a probe, is alone on its way. If it is answered the breaker closes, if
   not it opens for twice the time, up to 16 times `retry_s`.
 - slow link: not asked where an answer is not to be expected within the deadline, but for one request every `retry_s`,
-  without which nobody would learn that the link has become better.
+  without which nobody would learn that the link has become better. One that is answered in time says more than what
+  is expected, which takes several of them to change: the next ones go too, until one fails.
 
 Whoever asks settles every request exactly once, at its deadline at the latest. While the link is away nothing is asked,
 so that its absence costs nothing, and the breaker is that of whoever is behind it.
@@ -38,9 +39,8 @@ class Doubt(NamedTuple):
 
 
 class Reason(StrEnum):
-    """Why a window is not asked; the value is what users read. In the order in which they are looked at."""
+    """Why a window in doubt is not asked; the value is what users read. In the order in which they are looked at."""
 
-    NOT_NEEDED = "not_needed"
     LINK_AWAY = "link_away"
     BREAKER_OPEN = "breaker_open"
     LINK_SLOW = "link_slow"
@@ -95,6 +95,8 @@ class Policy:
         self._room_ns = self._spacing_ns * (s.per_device_per_minute - 1)
 
         self._last_ns: int | None = None
+        self._in_time = False
+        """Whether the last request of which anything is known was answered in time."""
         self._on_their_way = 0
         self._day_since_ns = 0
         self._requests = 0
@@ -106,13 +108,14 @@ class Policy:
         self._open_ns = self._retry_ns
         self._until_ns = 0
 
-    @property
-    def state(self) -> Breaker:
-        """Where the breaker stands; an open one stays so until something is to be asked."""
+    def state(self, now_ns: int) -> Breaker:
+        """Return where the breaker stands; half-open from when a probe may go, also while there is none to send."""
+        if self._state is Breaker.OPEN and now_ns >= self._until_ns:
+            return Breaker.HALF_OPEN
         return self._state
 
     def doubtful(self, doubt: Doubt) -> bool:
-        """Whether a window gives a reason to ask at all. For those who would rather not make a request in vain."""
+        """Whether a window gives a reason to ask at all."""
         return (
             ("low-confidence" in self._when and doubt.confidence < self._confidence)
             or ("unknown" in self._when and not doubt.known)
@@ -123,7 +126,7 @@ class Policy:
     def consider(
         self, now_ns: int, doubt: Doubt, n_bytes: int, *, connected: bool, expected_ns: int | None = None
     ) -> Reason | None:
-        """Return why a window is not asked; None if it is, which then is accounted, and must be settled.
+        """Return why a `doubtful` window is not asked; None if it is, which then is accounted, and must be settled.
 
         `n_bytes`: of the request. `expected_ns`: how long an answer will take, None where nobody knows.
         """
@@ -138,24 +141,25 @@ class Policy:
         if self._state is Breaker.OPEN:
             # It was on its way when the breaker opened, and was heard of too late to matter.
             return
-        if outcome is Outcome.ANSWERED:
+        if outcome in _SAYS_NOTHING:
+            if self._state is Breaker.HALF_OPEN:
+                # The probe told nothing: the next one may go at once.
+                self._state = Breaker.OPEN
+            return
+        self._in_time = outcome is Outcome.ANSWERED
+        if self._in_time:
             self._state, self._failures, self._open_ns = Breaker.CLOSED, 0, self._retry_ns
-        elif outcome not in _SAYS_NOTHING:
+        else:
             self._failed(now_ns)
-        elif self._state is Breaker.HALF_OPEN:
-            # The probe told nothing: the next one may go at once.
-            self._state = Breaker.OPEN
 
     def _against(
         self, now_ns: int, doubt: Doubt, n_bytes: int, connected: bool, expected_ns: int | None
     ) -> Reason | None:
-        if not self.doubtful(doubt):
-            return Reason.NOT_NEEDED
         if not connected:
             return Reason.LINK_AWAY
         if self._state is not Breaker.CLOSED and (now_ns < self._until_ns or self._on_their_way):
             return Reason.BREAKER_OPEN
-        slow = expected_ns is not None and expected_ns > self._deadline_ns
+        slow = expected_ns is not None and expected_ns > self._deadline_ns and not self._in_time
         if slow and self._last_ns is not None and now_ns - self._last_ns < self._retry_ns:
             return Reason.LINK_SLOW
         new_day = now_ns - self._day_since_ns >= _DAY_NS

@@ -407,9 +407,10 @@ class WorkerSettings:
     """A worker, `har-agent cloud-worker`, which answers boards.
 
     `service`: the name under which boards ask. `bundles`: folders, or names of bundles that ship with the agent, with
-    spaces between them; those on the command line instead, if there are any. `max_batch`: requests in one call of a
-    model. `max_waiting`: requests that may wait; of more, the oldest are refused. `linger_ms`: how long to collect
-    requests into one call of a model.
+    spaces between them; those on the command line instead, if there are any. `max_batch`: windows that fill a call of
+    a model; a request of codes counts as one, and the last request is read whole. `max_waiting`: requests that may
+    wait, each of 16 KiB at most; of more, the oldest are refused. `linger_ms`: how long to collect requests into one
+    call of a model.
     """
 
     service: str = "har-cloud"
@@ -422,5 +423,5 @@ class WorkerSettings:
         """Refuse a service that is no level of a topic, and numbers out of range."""
         _service(self.service)
         _within("max_batch", self.max_batch, 1, 4096)
-        _within("max_waiting", self.max_waiting, 1, 1_000_000)
+        _within("max_waiting", self.max_waiting, 1, 16_384)
         _within("linger_ms", self.linger_ms, 0, 1000)

@@ -119,13 +119,13 @@ class Engine:
         self._count_failures(scored)
         return turn
 
-    def settle(self) -> None:
-        """Decide what waits for an answer without one, and carry it to the sinks.
+    def settle(self, stream: str | None = None) -> None:
+        """Decide what waits for an answer without one, of one stream or of all, and carry it to the sinks.
 
         Raises:
             OutputError, SinkUnavailable: from a sink.
         """
-        if self._fallback is not None and (decided := self._fallback.settle()).events:
+        if self._fallback is not None and (decided := self._fallback.settle(stream)).events:
             self._write(Turn((), (), *decided))
 
     def close(self) -> None:

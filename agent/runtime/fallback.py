@@ -10,8 +10,7 @@ late then, which still tells how long the link takes, and can be published as a 
 """
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -99,21 +98,21 @@ class _Held:
 class Fallback:
     """See the module's text. Used from one thread."""
 
-    def __init__(self, settings: CloudSettings, cloud: Cloud, pipeline: Pipeline, clock: Clock, run: str) -> None:
-        """`run`: random name of this run of the agent; an answer to an earlier one's request is none to this one's."""
+    def __init__(
+        self, settings: CloudSettings, cloud: Cloud, pipeline: Pipeline, clock: Clock, token: Callable[[], bytes]
+    ) -> None:
+        """`token`: gives the correlation of a request: no other's, and such that only who reads requests knows it."""
         self._cloud = cloud
         self._pipeline = pipeline
         self._clock = clock
         self._policy = Policy(settings)
         self._link = LinkEstimator()
         self._deadline_ns = round(settings.deadline_ms * 1e6)
-        self._kind = Kind.WINDOW if settings.payload == "window" else Kind.CODE
         self._windows = settings.windows
         self._before: dict[str, deque[Float32Array]] = {}
         """By stream, up to the last gap: what its last windows do not share with those after them, float32 (hop, 6)."""
         self._revise = settings.revise
-        self._run = run.encode()
-        self._numbers = count(1)
+        self._token = token
         self._held: dict[str, deque[_Held]] = {}
         """By stream, in order; the first one of each waits for an answer."""
         self._due_ns = 0
@@ -132,7 +131,7 @@ class Fallback:
         self._answer_bytes = _ANSWER_BYTES
         self._last = ""
         """How the last request failed, for people."""
-        pipeline.keep_windows = self._kind is Kind.WINDOW
+        pipeline.keep_windows = settings.payload == "window"
 
     def patience_s(self, timeout_s: float) -> float:
         """Return how long may be waited for samples, `timeout_s` at most."""
@@ -170,20 +169,27 @@ class Fallback:
                 free.append(held)
         return self._decide(free)
 
-    def settle(self) -> Decided:
+    def settle(self, stream: str | None = None) -> Decided:
         """Decide everything that is held at once, without waiting for answers, and revise nothing of it later.
 
-        For before a stream is forgotten, and before what another model says is published.
+        Of one stream, for before it is forgotten; of all if none is given, for before what another model says is
+        published.
         """
         now_ns = self._clock.monotonic_ns()
-        free = [held for waiting in self._held.values() for held in waiting]
-        self._held.clear()
-        self._before.clear()
-        for asked, _ in list(self._asked.values()):
-            self._give_up(asked, Outcome.ABANDONED, now_ns)
+        free: list[_Held] = []
+        for name in list(self._held) if stream is None else [stream]:
+            free += self._held.pop(name, ())
+        for asked, held in list(self._asked.values()):
+            if stream in (None, held.item.stream):
+                self._give_up(asked, Outcome.ABANDONED, now_ns)
         decided = self._decide(free)
         for asked in self._given_up.values():
-            asked.said = None
+            if asked.said is not None and stream in (None, asked.said.stream):
+                asked.said = None
+        if stream is None:
+            self._before.clear()
+        else:
+            self._before.pop(stream, None)
         return decided
 
     def figures(self) -> "CloudFigures":
@@ -204,7 +210,7 @@ class Fallback:
             "bytes_up": self._bytes_up,
             "bytes_down": self._bytes_down,
             "rtt_ms": latencies(rtt),
-            "breaker": self._policy.state.value,
+            "breaker": self._policy.state(self._clock.monotonic_ns()).value,
         }
 
     @property
@@ -213,7 +219,7 @@ class Fallback:
         if not self._cloud.connected:
             why = self._cloud.problem or "its broker is not connected yet"
             return f"the cloud cannot be asked: {why}; windows in doubt are decided here"
-        if self._policy.state is not Breaker.CLOSED:
+        if self._policy.state(self._clock.monotonic_ns()) is Breaker.OPEN:
             return f"the cloud does not answer as it should ({self._last}); windows in doubt are decided here"
         return None
 
@@ -224,11 +230,10 @@ class Fallback:
         doubt = Doubt(item.stream, max(item.decisive), item.known, waited_ns)
         if not self._policy.doubtful(doubt):
             return None
-        request = self._request(item)
-        if request is None:
+        count, n_bytes = self._fitting(item)
+        if not count:
             self._not_asked[_TOO_LARGE] += 1
             return None
-        n_bytes = len(request)
         reason = self._policy.consider(
             now_ns,
             doubt,
@@ -240,7 +245,7 @@ class Fallback:
             self._not_asked[reason.value] += 1
             return None
         self._n_asked += 1
-        correlation = b"%b:%d" % (self._run, next(self._numbers))
+        request, correlation = self._request(item, count), self._token()
         asked_ns = self._clock.monotonic_ns()
         if not self._cloud.ask(correlation, request):
             self._settle(Outcome.NOT_SENT, now_ns)
@@ -248,35 +253,30 @@ class Fallback:
         self._bytes_up += n_bytes
         return _Asked(correlation, asked_ns, now_ns + self._deadline_ns, n_bytes, item.call.manifest.labels)
 
-    def _request(self, item: Scored) -> bytes | None:
-        """Return the request for a window, with as much of what was before it as fits; None if not even it does."""
+    def _fitting(self, item: Scored) -> tuple[int, int]:
+        """Return by how many windows one can be asked about, itself the last, and the bytes of that; 0 if by none."""
         manifest = item.call.manifest
-        rate_hz, size = manifest.input.rate_hz, manifest.code.bytes
-        if self._kind is Kind.CODE:
-            fit = min((MAX_REQUEST - request_bytes(self._kind, 0, size)) // size, _MOST_CODES)
-            if not fit:
-                return None
-            codes, space = item.call.codes[item.at].reshape(-1, size), code_space(manifest.files["encoder.onnx"].sha256)
-            return encode_request(Request(self._kind, space, rate_hz, codes=codes[-fit:]))
         if item.call.windows is None:
-            return None
-        window, hop = item.call.windows[item.at], self._pipeline.hop
-        # Another model may have another hop: what was kept at the old one does not join.
-        parts = [part for part in self._before.get(item.stream, ()) if len(part) == hop]
-        while parts and request_bytes(self._kind, len(parts) + 1, len(window), hop) > MAX_REQUEST:
-            del parts[0]
-        if request_bytes(self._kind, 1, len(window)) > MAX_REQUEST:
-            return None
-        return encode_request(
-            Request(
-                self._kind,
-                NO_SPACE,
-                rate_hz,
-                samples=np.concatenate([*parts, window]),
-                windows=len(parts) + 1,
-                hop=hop if parts else 0,
-            )
-        )
+            kind, size, hop = Kind.CODE, manifest.code.bytes, 0
+            count = min(item.call.codes[item.at].size // size, _MOST_CODES)
+        else:
+            kind, size, hop = Kind.WINDOW, manifest.input.window, self._pipeline.hop
+            count = 1 + len(self._before.get(item.stream, ()))
+        while count and request_bytes(kind, count, size, hop) > MAX_REQUEST:
+            count -= 1
+        return count, request_bytes(kind, count, size, hop)
+
+    def _request(self, item: Scored, count: int) -> bytes:
+        """Return the request for a window, by the last `count` windows."""
+        manifest = item.call.manifest
+        rate_hz = manifest.input.rate_hz
+        if item.call.windows is None:
+            codes = item.call.codes[item.at].reshape(-1, manifest.code.bytes)[-count:]
+            space = code_space(manifest.files["encoder.onnx"].sha256)
+            return encode_request(Request(Kind.CODE, space, rate_hz, codes=codes))
+        parts = [*self._before.get(item.stream, ()), item.call.windows[item.at]]
+        samples, hop = np.concatenate(parts[-count:]), self._pipeline.hop if count > 1 else 0
+        return encode_request(Request(Kind.WINDOW, NO_SPACE, rate_hz, samples=samples, windows=count, hop=hop))
 
     def _remember(self, item: Scored) -> None:
         """Keep what the next window of the stream does not share with this one, if it may be sent."""
@@ -334,10 +334,11 @@ class Fallback:
         del self._asked[asked.correlation]
         self._given_up[asked.correlation] = asked
         self._settle(outcome, now_ns)
-        oldest = next(iter(self._given_up.values()))
-        while now_ns - oldest.asked_ns > _REMEMBERED_NS or len(self._given_up) > _MOST_REMEMBERED:
-            del self._given_up[oldest.correlation]
+        while self._given_up:
             oldest = next(iter(self._given_up.values()))
+            if now_ns - oldest.asked_ns <= _REMEMBERED_NS and len(self._given_up) <= _MOST_REMEMBERED:
+                break
+            del self._given_up[oldest.correlation]
 
     def _settle(self, outcome: Outcome, now_ns: int) -> None:
         self._outcomes[outcome] += 1

@@ -227,6 +227,7 @@ class Live:
         self._synced = clock.synced()
         self._ended = False
         """Whether nothing more is predicted."""
+        self._settling = False
         self._discovery_ns: int | None = None
         self._birth = False
 
@@ -294,7 +295,8 @@ class Live:
                     self._fruitless.discard(event.stream)
                     p.health.set(HealthCode.SOURCE_UNUSABLE, None, now_ns, event.stream)
                     p.log.info("stream accepted", stream=event.stream)
-        p.slots.after_turn(turn)
+        if not self._settling:
+            p.slots.after_turn(turn)
 
     def _hear(self, batch: SampleBatch, now_ns: int) -> None:
         """Look at the first samples of a stream: a unit that is wrong by a factor of 9.8 spoils every label."""
@@ -314,12 +316,20 @@ class Live:
         """Take over the labels of a model that took over since the last turn, by whatever way, before the next."""
         p = self._p
         if p.model.id != self._told_model:
-            p.engine.settle()  # what the old one had scored, while its labels are those that are published
+            self._settle()  # what the old one had scored, while its labels are those that are published
             if p.model.labels != self._labels:
                 self._labels = p.model.labels
                 p.publisher.use_labels(self._labels)
                 self._shown = None
             self._tell_status()
+
+    def _settle(self, stream: str | None = None) -> None:
+        """Publish what waits for an answer. It proves nothing of the model in service: another may have scored it."""
+        self._settling = True
+        try:
+            self._p.engine.settle(stream)
+        finally:
+            self._settling = False
 
     def reload(self) -> None:
         """Look at the model slots again."""
@@ -339,7 +349,7 @@ class Live:
         with ExitStack() as ending:
             for step in (p.slots.close, p.recorder.close, self._close_outbox, p.link.close, self._say_goodbye):
                 ending.callback(step)
-            ending.callback(p.engine.settle)
+            ending.callback(self._settle)
             ending.callback(self._drain)
             p.source.close()
 
@@ -541,7 +551,7 @@ class Live:
     def _retire(self, stream: str, now_ns: int) -> None:
         """Forget a device that has been silent for long: it is a new one when it comes back, but for its numbers."""
         p = self._p
-        p.engine.settle()
+        self._settle(stream)
         del self._seen[stream]
         self._silent.discard(stream)
         self._refused.pop(stream, None)

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent.core.cloud_wire import Refusal
 from agent.core.health import Health, HealthCode
-from agent.core.histogram import Histogram
 from agent.core.wire import VERSION, encode, iso_time
 from agent.errors import InferenceError
 from agent.ports import Clock, Link, Log
 from agent.records import Outgoing
 from agent.runtime.delivery import Delivery
 from agent.runtime.live import DRAIN_S, FIRST_TELEMETRY_S, FLUSH_S, OFFLINE, READY_S, TURN_S, Notifier
+from agent.runtime.telemetry import latencies
 from agent.runtime.worker import Worker
 
 if TYPE_CHECKING:
-    from agent.core.messages import LatencySummary, StatusMessage, WorkerMessage
+    from agent.core.messages import StatusMessage, WorkerMessage
 
 _TICK_NS = 100_000_000
 """Between looks at anything but requests: under load there is a turn every few milliseconds."""
@@ -184,9 +184,9 @@ class Serving:
                 "max": worker.largest,
             },
             "latency_ms": {
-                "wait": _rounded(worker.wait),
-                "infer": _rounded(worker.infer),
-                "total": _rounded(worker.total),
+                "wait": latencies(worker.wait),
+                "infer": latencies(worker.infer),
+                "total": latencies(worker.total),
             },
             "cpu_s": round(p.cpu_s(), 3),
             "rss_bytes": p.rss_bytes(),
@@ -197,8 +197,3 @@ class Serving:
 
     def _topic(self, name: str) -> str:
         return f"{self._facts.topic}/{name}"
-
-
-def _rounded(histogram: Histogram) -> "LatencySummary":
-    summary: Any = {name: round(ms, 3) for name, ms in histogram.summary_ms().items()}
-    return summary  # type: ignore[no-any-return]  # its names are those of the message

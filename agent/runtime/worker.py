@@ -7,6 +7,7 @@ A stack, because an answer that comes too late is worth nothing: where more is a
 get theirs in time, and of the oldest, which would not, the stack lets go. A queue would make all of them late.
 """
 
+import itertools
 import math
 import threading
 from collections import Counter, defaultdict, deque
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from agent.core.cloud_wire import (
+    MAX_REQUEST,
     CloudAnswer,
     Kind,
     Refusal,
@@ -38,13 +40,16 @@ from agent.records import Float32Array, Int8Array, Scores
 
 ANSWERS_END = "/cloud/answer"
 """How a topic ends under which a worker answers: nobody may have it write anywhere else."""
-UNANSWERABLE, EXPIRED = "no_answer_topic", "expired"
-"""What requests are counted under that say nowhere to answer, or somewhere else; and those that waited too long."""
+UNANSWERABLE, LONG_CORRELATION, EXPIRED = "no_answer_topic", "long_correlation", "expired"
+"""What requests are counted under that say nowhere to answer, or somewhere else; whose answer would have to carry more
+than a worker keeps for them; and that waited too long."""
 MAX_FAILURES = 3
 """Calls in a row in which a model may fail: what shares the load with this worker does better without it."""
 _SAME_RATE = 1e-3
-_LONGEST_TOPIC = 500
-"""Characters of a topic for answers: a level has 200 bytes at most."""
+_LONGEST_CORRELATION = 64
+"""Bytes that are sent back with an answer: several times what boards send."""
+_LONGEST_TOPIC, _MOST_LEVELS = 500, 20
+"""Characters of a topic for answers, where a level has 200 bytes at most; and levels: mosquitto takes 200."""
 
 
 class CodeModel(Model, Protocol):
@@ -80,6 +85,11 @@ class _Served:
     def fits_rate(self, rate_hz: float) -> bool:
         return math.isclose(rate_hz, self.manifest.input.rate_hz, rel_tol=_SAME_RATE)
 
+    def seen(self, request: Request) -> int:
+        """How many of a request's windows are read: what a context sees of them, the last one where none would fit."""
+        fits = request.hop == self.manifest.input.hop
+        return min(request.windows, self.model.context_windows or 1) if fits else 1
+
     def score(self, kind: Kind, requests: Sequence[Request]) -> list[bytes | None]:
         """Answer requests of one kind, in order; None where the model gives what is no number.
 
@@ -112,11 +122,10 @@ class _Served:
         ]
 
     def _windows(self, request: Request) -> Float32Array:
-        """Return what a context sees of a request's windows, (n, window, 6); the last one where none would fit."""
+        """Return those windows of a request that are read, (n, window, 6)."""
         samples, window = request.samples, self.manifest.input.window
         assert samples is not None  # its kind says so
-        seen = self.model.context_windows if request.hop == self.manifest.input.hop else 1
-        first = len(samples) - window - (min(request.windows, seen or 1) - 1) * request.hop
+        first = len(samples) - window - (self.seen(request) - 1) * request.hop
         cut = sliding_window_view(samples[first:], window, axis=0)[:: request.hop or 1]
         return np.ascontiguousarray(cut.transpose(0, 2, 1))
 
@@ -158,8 +167,9 @@ class Worker:
         """Requests that came, of any kind."""
         self.answered = 0
         # All of them from the start: one thread counts while another one goes through them.
-        self.refused = Counter({**{refusal.name.lower(): 0 for refusal in Refusal}, UNANSWERABLE: 0, EXPIRED: 0})
-        """Requests without an answer, by reason; whoever asked is told, but for `UNANSWERABLE` and `EXPIRED`."""
+        untold = (UNANSWERABLE, LONG_CORRELATION, EXPIRED)
+        self.refused = Counter(dict.fromkeys((*(refusal.name.lower() for refusal in Refusal), *untold), 0))
+        """Requests without an answer, by reason; whoever asked is told, but for those that have no `Refusal`."""
         self.unsent = 0
         """Answers, and refusals in a turn, that could not be sent."""
         self.clear()
@@ -167,7 +177,7 @@ class Worker:
     def clear(self) -> None:
         """Begin a new interval of `wait`, `infer`, `total`, `calls`, `scored` and `largest`."""
         self.wait, self.infer, self.total = Histogram(), Histogram(), Histogram()
-        """From receipt to the start of the turn; a call of a model; from receipt to the answer."""
+        """From receipt until it is taken; a call of a model; from receipt to the answer."""
         self.calls = self.scored = self.largest = 0
         """Calls of a model, the requests in them, and those in the largest."""
 
@@ -179,11 +189,20 @@ class Worker:
     def receive(self, payload: bytes, answer_to: str, correlation: bytes, t_rx_ns: int, expiry_s: int = 0) -> None:
         """Take a request; never blocks. Where there is no room, the one that has waited longest is refused for it.
 
-        `expiry_s`: after which nobody waits for the answer, 0 if that is not known.
+        What is too long to be one does not wait, so that what waits has a size. `expiry_s`: after which nobody waits
+        for the answer, 0 if that is not known.
         """
         self.requests += 1
         if not _is_boards(answer_to):
             self.refused[UNANSWERABLE] += 1
+            return
+        if len(correlation) > _LONGEST_CORRELATION:
+            self.refused[LONG_CORRELATION] += 1
+            return
+        if len(payload) > MAX_REQUEST:
+            self.refused[Refusal.TOO_LARGE.name.lower()] += 1
+            sentence = f"{len(payload)} bytes are more than the {MAX_REQUEST} of a request"
+            self._answer(answer_to, encode_refusal(Refusal.TOO_LARGE, sentence), correlation)
             return
         expires_ns = t_rx_ns + expiry_s * 1_000_000_000 if expiry_s else None
         oldest = None
@@ -199,35 +218,52 @@ class Worker:
             self._answer(oldest.answer_to, encode_refusal(Refusal.OVERLOADED, sentence), oldest.correlation)
 
     def turn(self, timeout_s: float) -> bool:
-        """Answer the newest of what waits, up to `max_batch`, waiting at most `timeout_s` for any; False if none came.
+        """Answer the newest of what waits, waiting at most `timeout_s` for any; False if none came.
+
+        Requests are taken until they have `max_batch` windows to be read, or are as many themselves.
 
         Raises:
             InferenceError: a model has failed in `MAX_FAILURES` calls in a row.
         """
         if not self._came.wait(timeout_s):
             return False
-        if self._settings.linger_ms and len(self._waiting) < self._settings.max_batch:
+        max_batch = self._settings.max_batch
+        if self._settings.linger_ms and len(self._waiting) < max_batch:
             self._clock.sleep(self._settings.linger_ms / 1000)
         self._came.clear()
-        with self._lock:
-            taken = [self._waiting.pop() for _ in range(min(len(self._waiting), self._settings.max_batch))]
-            if self._waiting:
-                self._came.set()
-        start_ns = self._clock.monotonic_ns()
         batches: defaultdict[tuple[_Served, Kind], list[tuple[_Asked, Request]]] = defaultdict(list)
-        for asked in reversed(taken):
-            if asked.expires_ns is not None and start_ns > asked.expires_ns:
+        windows = 0
+        for _ in range(max_batch):
+            if windows >= max_batch or (asked := self._newest()) is None:
+                break
+            now_ns = self._clock.monotonic_ns()
+            if asked.expires_ns is not None and now_ns > asked.expires_ns:
                 self.refused[EXPIRED] += 1
                 continue
-            self.wait.add(start_ns - asked.t_rx_ns)
+            self.wait.add(now_ns - asked.t_rx_ns)
             try:
                 request = decode_request(asked.payload)
-                batches[self._find(request), request.kind].append((asked, request))
+                served = self._find(request)
             except RequestError as error:
                 self._refuse(asked, error.refusal, str(error))
-        for (served, kind), batch in batches.items():
-            self._score(served, kind, batch)
+                continue
+            windows += served.seen(request)
+            batches[served, request.kind].append((asked, request))
+        if self._waiting:
+            self._came.set()
+        while batches:
+            (served, kind), batch = batches.popitem()
+            try:
+                self._score(served, kind, batch[::-1])
+            except InferenceError as error:
+                for asked, _ in itertools.chain.from_iterable(batches.values()):
+                    self._refuse(asked, Refusal.FAILED, str(error))
+                raise
         return True
+
+    def _newest(self) -> _Asked | None:
+        with self._lock:
+            return self._waiting.pop() if self._waiting else None
 
     def _find(self, request: Request) -> _Served:
         """Return the bundle that a request is for.
@@ -241,12 +277,15 @@ class Worker:
                 if served.manifest.input.window == size and served.fits_rate(request.rate_hz):
                     return served
             raise RequestError(
-                Refusal.OTHER_WINDOW, f"no bundle here takes {size} samples at {request.rate_hz:g} Hz, but {self._ids}"
+                Refusal.OTHER_WINDOW,
+                f"windows of {size} samples at {request.rate_hz:g} Hz are for no bundle here ({self._ids})",
             )
         found = next((s for s in self._served if s.takes_codes and s.space == request.space), None)
         if found is None:
             raise RequestError(
-                Refusal.OTHER_CODE, f"no bundle here reads the codes of encoder {request.space.hex()}, but {self._ids}"
+                Refusal.OTHER_CODE,
+                f"codes of encoder {request.space.hex()} are for no bundle here ({self._ids}): start a worker with the "
+                'board\'s own, or set payload = "window" in its [cloud]',
             )
         if not found.fits_rate(request.rate_hz):
             wanted = found.manifest.input.rate_hz
@@ -293,6 +332,11 @@ class Worker:
 
 
 def _is_boards(topic: str) -> bool:
-    """Whether a topic is one of a board's for answers. Brokers end a session for a wildcard or a control character."""
+    """Whether a topic is one of a board's for answers.
+
+    Brokers end the session of who publishes to one with a wildcard, a control character, or too many levels.
+    """
     level = topic.removesuffix(ANSWERS_END)
-    return level != topic and level.isprintable() and not set("+#$") & set(level) and len(level) <= _LONGEST_TOPIC
+    if level == topic or level.startswith("$") or not level.isprintable() or set("+#") & set(level):
+        return False
+    return len(level) <= _LONGEST_TOPIC and level.count("/") < _MOST_LEVELS

@@ -49,3 +49,11 @@ def test_replay_loads_no_live_source_and_no_broker(recording: str) -> None:
 
     assert "onnxruntime" in loaded
     assert loaded & NOT_FOR_REPLAY == set()
+
+
+def test_the_daemon_loads_what_asks_a_cloud_only_where_one_is_asked() -> None:
+    code = "import agent.app.run, sys; print(*(name for name in sys.modules if name.startswith('agent')))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+
+    asking = {"agent.runtime.fallback", "agent.core.offload", "agent.core.link", "agent.core.cloud_wire"}
+    assert set(ran.stdout.split()) & {*asking, "agent.adapters.mqtt.requester"} == set()

@@ -350,6 +350,29 @@ def test_the_page_shows_what_is_rendered(rendered: Path, update_golden: bool) ->
         PAGE.write_text(page)
 
 
+def test_a_board_may_ask_unless_its_cloud_is_off_and_off_is_no_text_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(
+        "brokers: {hosts: {hub: }}\n"
+        "boards:\n"
+        "  vars: {har_agent_config: {cloud: {when: always, service: big}}}\n"
+        "  hosts:\n"
+        "    asks: {}\n"
+        "    own: {har_agent_config_host: {cloud: {service: other}}}\n"
+        "    text: {har_agent_config_host: {cloud: {when: 'off'}}}\n"
+        "    bare: {har_agent_config_host: {cloud: {when: off}}}\n"
+    )
+    (tmp_path / "show.yml").write_text(
+        "- hosts: brokers\n  gather_facts: false\n  connection: local\n"
+        f"  vars_files: [{ANSIBLE}/roles/mosquitto/defaults/main.yml]\n"
+        "  tasks:\n"
+        "    - ansible.builtin.debug:\n"
+        '        msg: "asked {% for board in mosquitto_boards %}{{ board.name }}={{ board.cloud }} {% endfor %}."\n'
+    )
+    ran = _ansible(tmp_path, "-i", "hosts.yml", "show.yml", ansible_python_interpreter=sys.executable)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "asked asks=big own=other text= bare= ." in ran.stdout
+
+
 def test_writes_and_reads_what_the_rules_say_and_nothing_else(hub: Hub) -> None:
     everybody = {user: hub.client(user) for user in (*BOARDS, *USERS)}
     with ExitStack() as stack:

@@ -27,6 +27,7 @@ from agent.config import Config, load
 from agent.core.settings import (
     AgentSettings,
     BrokerSettings,
+    CloudSettings,
     MqttInSettings,
     MqttSettings,
     SerialSettings,
@@ -251,6 +252,37 @@ def test_a_broker_that_is_away_or_refuses_is_an_error(agent: AgentSettings, tmp_
         assert (found.state, "may not read" in found.text) == (OK, True)
 
 
+def test_the_clouds_broker_is_connected_to_for_asking_and_for_nothing_else(
+    agent: AgentSettings, broker: Mosquitto, tmp_path: Path
+):
+    acl = tmp_path / "acl"
+    acl.write_text("topic write har/cloud/har-cloud/request\ntopic read har/board/cloud/answer\n")
+    rules = f"allow_anonymous true\nacl_file {acl}\nlog_type all"
+
+    def through(url: str) -> list[Finding]:
+        brokers = {"home": BrokerSettings(broker.url), "far": BrokerSettings(url)}
+        return connected(Config(agent, broker=brokers, cloud=CloudSettings("always", broker="far"), mqtt=QUICK))
+
+    with Mosquitto(tmp_path, rules) as far:
+        found = through(far.url)
+        assert states(found) == [("broker.home", OK), ("cloud", OK)]
+        assert "connected to broker far" in found[-1].text
+        said = far.log.read_text()
+        assert "har/board/cloud/answer" in said
+        assert "Denied" not in said
+    found = through(far.url)
+    assert states(found) == [("broker.home", OK), ("cloud", WARNING)]
+    assert "connection refused" in found[-1].text
+
+
+def test_a_cloud_behind_the_first_broker_is_another_connection_to_it(agent: AgentSettings, broker: Mosquitto):
+    found = connected(
+        Config(agent, broker={"a": BrokerSettings(broker.url)}, cloud=CloudSettings("unknown"), mqtt=QUICK)
+    )
+
+    assert states(found) == [("broker.a", OK), ("cloud", OK)]
+
+
 def test_devices_that_send_over_mqtt_are_counted(agent: AgentSettings, broker: Mosquitto):
     config = Config(
         agent=agent,
@@ -296,7 +328,8 @@ def test_a_running_agent_is_not_disturbed(tmp_path: Path, broker: Mosquitto, sen
     running = Agent(
         tmp_path,
         f'[broker.a]\nurl = "{broker.url}"\n[mqtt]\nroot = "beside"\n'
-        f'[serial.imu]\nport = "{sensor.path}"\ntime = "ms"\n[mqtt_in]\nfilter = "imu/{{device}}/samples"\n',
+        f'[serial.imu]\nport = "{sensor.path}"\ntime = "ms"\n[mqtt_in]\nfilter = "imu/{{device}}/samples"\n'
+        '[cloud]\nwhen = "unknown"\n',
     )
     listener = Listener(broker.port, "beside-listener", "beside")
     try:
@@ -333,9 +366,11 @@ def test_a_running_agent_is_not_disturbed(tmp_path: Path, broker: Mosquitto, sen
     assert "was left alone" in found["serial.imu"]["text"]
     assert "in use by the running agent" in found["outbox"]["text"]
     assert found["broker.a"]["state"] == OK
+    assert "connected to broker a" in found["cloud"]["text"]
     assert "listening to imu/{device}/samples" in ran.stderr
     assert status == 0
     assert listener.holes() == []
     # Nobody was driven out: the last will would have said so.
     said = [json.loads(p)["state"] for t, p in listener.messages if t == "beside/board/status"]
     assert said.count("offline") == 1
+    assert "already connected" not in broker.log.read_text()

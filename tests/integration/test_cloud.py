@@ -111,6 +111,9 @@ def test_a_late_answer_is_a_revision_and_one_to_nothing_changes_nothing(
         wait_until(lambda: worker.held, 20, "a request")
         topic, correlation, _ = worker.held[0]
         assert topic == answer_topic("har", "board")
+        # Whoever may answer must have read the request: what all may read does not tell it.
+        assert len(correlation) == 16
+        assert (listener.state("har/board/status") or {})["boot"].encode() not in correlation
         wait_until(lambda: telemetry(listener).get("timed_out"), 20, "a window that was not answered")
         worker.answer(topic, b"nothing", answer)
         worker.answer(topic, correlation, answer)

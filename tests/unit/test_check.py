@@ -31,6 +31,7 @@ from agent.app.check import (
     check_board,
     check_broker,
     check_clock,
+    check_cloud,
     check_hardware,
     check_model,
     check_mqtt_in,
@@ -53,6 +54,7 @@ from agent.config import Config, load, load_with_origins
 from agent.core.settings import (
     AgentSettings,
     BrokerSettings,
+    CloudSettings,
     InputSettings,
     ModelSettings,
     MqttInSettings,
@@ -260,6 +262,28 @@ def test_a_password_that_everybody_can_read_is_a_warning(tmp_path: Path, url: st
 
     assert found.state == state
     assert "sesame" not in str(found)
+
+
+def test_what_may_leave_the_board_is_told():
+    brokers = {name: BrokerSettings(f"mqtts://{name}.example:8883") for name in ("home", "far")}
+    assert list(check_cloud(Config(broker=brokers))) == []
+
+    codes = Config(broker=brokers, cloud=CloudSettings(when="low-confidence unknown"))
+    samples = CloudSettings("always", broker="far", service="ours", payload="window", windows=16, privacy="window")
+    assert [only(check_cloud(c)) for c in (codes, Config(broker=brokers, cloud=samples))] == [
+        Finding(
+            "cloud",
+            OK,
+            "windows in doubt (low-confidence unknown) may leave the board as codes: through broker home, to workers "
+            "of the service har-cloud",
+        ),
+        Finding(
+            "cloud",
+            OK,
+            "windows in doubt (always) may leave the board as samples, with the 15 before each: through broker far, "
+            "to workers of the service ours",
+        ),
+    ]
 
 
 def test_files_of_a_broker_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from fakes import (
     RecordingList,
     even_times,
     manifest,
+    numbered,
     signal,
 )
 from hypothesis import given, settings
@@ -67,7 +68,7 @@ class Rig:
         self.feed, self.cloud, self.sink = Feed(), FakeCloud(self.clock), RecordingList()
         self.model = TimedModel(model or FakeModel(), self.clock)
         self.pipeline = Pipeline(self.model, described or manifest())
-        self.fallback = Fallback(CloudSettings(**cloud), self.cloud, self.pipeline, self.clock, "b00t")
+        self.fallback = Fallback(CloudSettings(**cloud), self.cloud, self.pipeline, self.clock, numbered())
         self.engine = Engine(
             self.feed, self.pipeline, [self.sink], self.clock, self.model, max_failures=10**6, fallback=self.fallback
         )
@@ -198,7 +199,7 @@ def test_answers_to_nothing_and_repeats_are_counted_and_change_nothing():
     rig.window()
     rig.cloud.answer()
     rig.cloud.answer(probabilities=(1.0, 0.0, 0.0))
-    rig.cloud.answer(b"an earlier run:1")
+    rig.cloud.answer(b"of an earlier run")
     (first,) = predictions(rig.turn(1))
     rig.cloud.answer()
 
@@ -287,6 +288,18 @@ def test_only_windows_in_doubt_are_asked_and_why_others_are_not_is_counted():
     assert (figures["asked"], figures["not_asked"]) == (1, {"link_away": 1, "request_budget": 1})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"payload": "window", "privacy": "window"}, {"payload": "window", "privacy": "window", "windows": 3}],
+)
+def test_the_bytes_that_are_accounted_are_those_that_are_sent(settings):
+    rig = Rig(manifest(context=2), **settings)
+    for _ in range(4):
+        rig.window()
+
+    assert rig.fallback.figures()["bytes_up"] == sum(map(len, rig.cloud.asked.values()))
+
+
 def test_overload_is_how_long_samples_waited():
     rig = Rig(when="overload", overload_ms=50.0)
     rig.samples(128)
@@ -336,6 +349,32 @@ def test_answers_that_come_too_late_teach_what_the_link_takes_and_then_nothing_m
     assert rig.fallback.figures()["rtt_ms"] == {}
 
 
+def test_a_link_that_was_slow_for_a_while_is_used_again_as_soon_as_it_is_fast():
+    rig = Rig(deadline_ms=300.0, failures=5, retry_s=30.0)
+    answers: list[tuple[int, bytes]] = []
+
+    def asked(windows: int, rtt_ms: int) -> list[bool]:
+        """Of windows that come each 1.28 s, which are asked; an answer takes `rtt_ms`."""
+        out = []
+        for _ in range(windows):
+            before = len(rig.cloud.asked)
+            rig.window()
+            out.append(len(rig.cloud.asked) > before)
+            if out[-1]:
+                answers.append((rig.clock.now_ns + rtt_ms * MS, next(reversed(rig.cloud.asked))))
+            for _ in range(64):
+                while answers and answers[0][0] <= rig.clock.now_ns:
+                    rig.cloud.answer(answers.pop(0)[1])
+                rig.turn(20)
+        return out
+
+    assert all(asked(47, 40))
+    assert sum(asked(47, 900)) < 8
+    # As long as until the next try, and a few windows.
+    asked(24 + 3, 40)
+    assert all(asked(100, 40))
+
+
 def test_the_breaker_opens_when_nobody_answers_and_closes_when_somebody_does():
     rig = Rig(failures=2, retry_s=1.0)
     for _ in range(3):
@@ -344,6 +383,7 @@ def test_the_breaker_opens_when_nobody_answers_and_closes_when_somebody_does():
     opened = rig.fallback.figures()
     problem = rig.fallback.problem
     rig.turn(1000)
+    waiting = rig.fallback.figures()["breaker"], rig.fallback.problem
     rig.window()
     probing = rig.fallback.figures()["breaker"]
     rig.cloud.answer()
@@ -351,6 +391,8 @@ def test_the_breaker_opens_when_nobody_answers_and_closes_when_somebody_does():
 
     assert (opened["asked"], opened["breaker"], opened["not_asked"]) == (2, "open", {"breaker_open": 1})
     assert "timed out" in (problem or "")
+    # Nobody knows better until a window is in doubt, which may be hours.
+    assert waiting == ("half-open", None)
     assert (probing, rig.fallback.figures()["breaker"], rig.fallback.problem) == ("half-open", "closed", None)
 
 
@@ -419,6 +461,41 @@ def test_settling_decides_everything_that_waits_and_writes_it():
     assert rig.fallback.figures()["abandoned"] == 3
 
 
+def test_settling_one_stream_leaves_the_others_as_they_are():
+    rig = Rig(revise=True, payload="window", privacy="window", windows=2)
+    for stream in ("gone", "stays"):
+        rig.window(stream)
+    rig.turn(100)
+    late = list(rig.cloud.asked)
+    for stream in ("gone", "stays"):
+        rig.window(stream)
+    rig.engine.settle("gone")
+    settled = rig.sink.turns[-1]
+    for to in late:
+        rig.cloud.answer(to)
+    rig.cloud.answer()
+    answered = rig.turn(1)
+    rig.window("stays")
+
+    assert [(p.stream, p.seq) for p in predictions(settled)] == [("gone", 1)]
+    assert [(p.stream, p.seq, p.origin) for p in predictions(answered)] == [("stays", 1, Origin.CLOUD)]
+    assert [(p.stream, p.seq) for p in answered.revisions] == [("stays", 0)]
+    assert rig.fallback.figures()["abandoned"] == 1
+    # What was before its windows is still known.
+    assert decode_request(next(reversed(rig.cloud.asked.values()))).windows == 2
+
+
+def test_a_loop_that_stood_still_for_longer_than_requests_are_remembered_goes_on():
+    rig = Rig(revise=True)
+    rig.window()
+    stalled = rig.turn(61_000)
+    rig.cloud.answer()
+
+    assert len(predictions(stalled)) == 1
+    assert rig.turn(1).revisions == []
+    assert rig.fallback.figures()["unexpected"] == 1
+
+
 def test_what_one_model_had_scored_is_decided_with_its_labels_after_another_took_over():
     class Other(FakeModel):
         id, labels = "other@22222222", ("up", "down", "aside")
@@ -472,7 +549,7 @@ STEPS = st.tuples(
     st.lists(SAMPLES, max_size=3),
     st.lists(st.tuples(SAYINGS, st.integers(0, 3)), max_size=3),
     EVENTS,
-    st.sampled_from([0, 1, 5, 20, 40, 60, 99, 100, 500, 40_000]),
+    st.sampled_from([0, 1, 5, 20, 40, 60, 99, 100, 500, 40_000, 61_000]),
 )
 
 
@@ -544,7 +621,7 @@ def test_whatever_the_cloud_does_every_window_is_decided_once_in_order_and_in_ti
             look()
             assert not due_ns
         elif event == "retire":
-            rig.engine.settle()
+            rig.engine.settle("a")
             look()
             assert rig.pipeline.retire("a") == twin.retire("a")
             for events in (told, expected):

@@ -17,6 +17,7 @@ from fakes import (
     ListOutbox,
     even_times,
     manifest,
+    numbered,
     signal,
 )
 
@@ -25,7 +26,7 @@ from agent.core.discovery import Discovery
 from agent.core.settings import CloudSettings, HomeAssistantSettings, MqttSettings, OutboxSettings
 from agent.errors import InferenceError, SourceUnavailable
 from agent.pipeline import Pipeline
-from agent.records import BadFrame, Decoded, Loss, PowerReading, SampleBatch
+from agent.records import BadFrame, Decoded, Loss, PowerReading, Prediction, SampleBatch
 from agent.runtime.commands import Commands
 from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
@@ -84,9 +85,11 @@ class Slots:
 
     def __init__(self) -> None:
         self.closed = False
+        self.counted: list[str] = []
+        """Models whose predictions were taken for those of the one in service."""
 
     def after_turn(self, turn: Any) -> None:
-        pass
+        self.counted += [event.model for event in turn.events if isinstance(event, Prediction)]
 
     def reload(self) -> None:
         pass
@@ -160,7 +163,7 @@ class Rig:
         self.pipeline = Pipeline(self.model, manifest())
         publisher = Publisher(self.delivery, self.clock, "har", LABELS, "b00t", "board")
         self.cloud = FakeCloud(self.clock)
-        fallback = Fallback(cloud, self.cloud, self.pipeline, self.clock, "b00t") if cloud else None
+        fallback = Fallback(cloud, self.cloud, self.pipeline, self.clock, numbered()) if cloud else None
         engine = Engine(self.feed, self.pipeline, [publisher, self.recorder], self.clock, self.model, 1, fallback)
         self.reports: list[dict[str, Any]] = []
         self.kept: list[Sequence[str]] = []
@@ -475,6 +478,8 @@ def test_what_waits_for_an_answer_is_published_before_another_model_speaks():
 
     assert (said["model"], set(said["scores"])) == ("fake@00000000", set(LABELS))
     assert (rig.told("har/s/prediction")["seq"], rig.told("har/s/prediction")["model"]) == (1, new.id)
+    # What the old one had scored confirms nothing of the new one.
+    assert rig.slots.counted == [new.id]
 
 
 def test_what_waits_for_an_answer_is_published_before_its_device_is_forgotten():
@@ -486,6 +491,21 @@ def test_what_waits_for_an_answer_is_published_before_its_device_is_forgotten():
     assert rig.feed.forgotten == ["s"]
     assert rig.told("har/s/prediction")["seq"] == 0
     assert rig.told("har/s/activity") is None
+
+
+def test_a_device_that_is_forgotten_takes_no_request_of_another_along():
+    rig = asking()
+    rig.feed.silence_s, rig.feed.idle_s = 0.5, 1.0
+    rig.samples()
+    rig.pass_s(1)
+    rig.samples(stream="other")
+    rig.pass_s(1)
+    rig.cloud.answer()
+    rig.pass_s(0.01)
+
+    assert rig.feed.forgotten == ["s"]
+    assert rig.told("har/s/prediction")["origin"] == "local"
+    assert rig.told("har/other/prediction")["origin"] == "cloud"
 
 
 def test_what_waits_for_an_answer_is_published_at_the_end():

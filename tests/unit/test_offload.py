@@ -15,7 +15,6 @@ SURE = Doubt("a", 0.99, known=True, waited_ns=0)
 UNSURE = SURE._replace(confidence=0.79)
 NEW = SURE._replace(known=False)
 LATE = SURE._replace(waited_ns=501 * MS)
-OTHER = UNSURE._replace(device="b")
 
 AWAY = {"connected": False}
 SLOW = {"expected_ns": 301 * MS}
@@ -38,82 +37,99 @@ def after(settings, history):
 
 
 @pytest.mark.parametrize(
-    ("settings", "history", "t", "doubt", "link", "verdict"),
+    ("settings", "doubt", "doubtful"),
     [
-        # what gives a reason for doubt
-        ({}, [], 0, UNSURE, {}, Reason.NOT_NEEDED),
-        ({"when": "off"}, [], 0, NEW, {}, Reason.NOT_NEEDED),
-        ({"when": "always"}, [], 0, SURE, {}, None),
-        (LOW, [], 0, UNSURE, {}, None),
-        (LOW, [], 0, SURE._replace(confidence=0.8), {}, Reason.NOT_NEEDED),
-        (LOW, [], 0, NEW, {}, Reason.NOT_NEEDED),
-        (LOW, [], 0, LATE, {}, Reason.NOT_NEEDED),
-        ({**LOW, "confidence": 0.5}, [], 0, UNSURE, {}, Reason.NOT_NEEDED),
-        ({"when": "unknown"}, [], 0, NEW, {}, None),
-        ({"when": "unknown"}, [], 0, UNSURE, {}, Reason.NOT_NEEDED),
-        ({"when": "overload"}, [], 0, LATE, {}, None),
-        ({"when": "overload"}, [], 0, SURE._replace(waited_ns=500 * MS), {}, Reason.NOT_NEEDED),
-        ({"when": "overload unknown"}, [], 0, NEW, {}, None),
-        ({"when": "overload unknown"}, [], 0, LATE, {}, None),
-        ({"when": "overload unknown"}, [], 0, UNSURE, {}, Reason.NOT_NEEDED),
-        # the link
-        (LOW, [], 0, UNSURE, AWAY, Reason.LINK_AWAY),
-        (LOW, [], 0, SURE, AWAY, Reason.NOT_NEEDED),
-        (LOW, [], 0, UNSURE, IN_TIME, None),
-        (LOW, [(0, Outcome.ANSWERED)], 1, UNSURE, IN_TIME, None),
-        (LOW, [(0, Outcome.ANSWERED)], 1, UNSURE, SLOW, Reason.LINK_SLOW),
-        (LOW, [(0, Outcome.ANSWERED)], 29, UNSURE, SLOW, Reason.LINK_SLOW),
-        (LOW, [(0, Outcome.ANSWERED)], 30, UNSURE, SLOW, None),
-        (LOW, [(0, Outcome.ANSWERED), (30, BAD)], 31, UNSURE, SLOW, Reason.LINK_SLOW),
-        (LOW, [], 0, UNSURE, SLOW, None),
-        # budgets of 24 hours, which begin with the first request
-        ({**LOW, "requests_per_day": 2}, [(9, None)], 10, UNSURE, {}, None),
-        ({**LOW, "requests_per_day": 2}, [(9, None), (10, None)], 11, UNSURE, {}, Reason.REQUEST_BUDGET),
-        ({**LOW, "requests_per_day": 2}, [(9, None), (10, None)], 8 + DAY, OTHER, {}, Reason.REQUEST_BUDGET),
-        ({**LOW, "requests_per_day": 2}, [(9, None), (10, None)], 9 + DAY, UNSURE, {}, None),
-        ({**LOW, "requests_per_day": 2}, [(9, None), (2 * DAY, None)], 3 * DAY - 1, UNSURE, {}, None),
-        ({**LOW, "mb_per_day": 0.1}, [(i * 9, None) for i in range(99)], 900, UNSURE, {}, None),
-        ({**LOW, "mb_per_day": 0.1}, [(i * 9, None) for i in range(100)], 900, UNSURE, {}, Reason.BYTE_BUDGET),
-        ({**LOW, "mb_per_day": 0.1}, [(i * 9, None) for i in range(100)], DAY, UNSURE, {}, None),
-        ({**LOW, "mb_per_day": 0.1}, [*((i * 9, None) for i in range(100)), (DAY, None)], DAY + 9, UNSURE, {}, None),
-        # a device's rate: a minute's worth at once, then one after the other
-        ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 2, 0, UNSURE, {}, None),
-        ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 0, UNSURE, {}, Reason.DEVICE_RATE),
-        ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 19.9, UNSURE, {}, Reason.DEVICE_RATE),
-        ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 20, UNSURE, {}, None),
-        ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 0, OTHER, {}, None),
-        ({**LOW, "per_device_per_minute": 7}, [(0, None)] * 6, 0, UNSURE, {}, None),
-        # the breaker: only failures in a row open it
-        (TWO_FAILURES, [(0, BAD)], 1, UNSURE, {}, None),
-        (TWO_FAILURES, [(0, BAD), (1, BAD)], 2, UNSURE, {}, Reason.BREAKER_OPEN),
-        (TWO_FAILURES, [(0, Outcome.LATE), (1, Outcome.REFUSED)], 2, UNSURE, {}, Reason.BREAKER_OPEN),
-        (TWO_FAILURES, [(0, Outcome.GARBLED), (1, BAD)], 2, UNSURE, {}, Reason.BREAKER_OPEN),
-        (TWO_FAILURES, [(0, BAD), (1, Outcome.ANSWERED), (2, BAD)], 3, UNSURE, {}, None),
-        (TWO_FAILURES, [(0, BAD), (1, Outcome.NOT_SENT), (2, Outcome.ABANDONED)], 3, UNSURE, {}, None),
-        (TWO_FAILURES, [(0, BAD), (1, Outcome.NOT_SENT), (2, BAD)], 3, UNSURE, {}, Reason.BREAKER_OPEN),
-        (TWO_FAILURES, [(0, BAD), (1, BAD)], 2, UNSURE, AWAY, Reason.LINK_AWAY),
-        (TWO_FAILURES, [(0, BAD), (1, BAD)], 30.9, UNSURE, {}, Reason.BREAKER_OPEN),
-        # it lets one probe through, for the whole board
-        (TWO_FAILURES, [(0, BAD), (1, BAD)], 31, UNSURE, {}, None),
-        (TWO_FAILURES, [(0, BAD), (1, BAD)], 31, UNSURE, SLOW, None),
-        (TWO_FAILURES, [(0, BAD), (1, BAD), (31, None)], 32, OTHER, {}, Reason.BREAKER_OPEN),
-        (TWO_FAILURES, [(0, BAD), (1, BAD), (31, Outcome.ANSWERED)], 31, OTHER, {}, None),
-        (TWO_FAILURES, [(0, BAD), (1, BAD), (31, Outcome.ABANDONED)], 31, UNSURE, {}, None),
-        (TWO_FAILURES, [(0, BAD), (1, BAD), (31, Outcome.NOT_SENT)], 31, UNSURE, {}, None),
-        # and waits for twice the time after each that fails
-        (TWO_FAILURES, PROBE_FAILED, 90.9, UNSURE, {}, Reason.BREAKER_OPEN),
-        (TWO_FAILURES, PROBE_FAILED, 91, UNSURE, {}, None),
-        (TWO_FAILURES, [*PROBE_FAILED, (91, BAD)], 210.9, UNSURE, {}, Reason.BREAKER_OPEN),
-        (TWO_FAILURES, [*PROBE_FAILED, (91, BAD)], 211, UNSURE, {}, None),
-        # until one has been answered
-        (TWO_FAILURES, [*PROBE_FAILED, (91, Outcome.ANSWERED), (92, BAD)], 93, UNSURE, {}, None),
-        (TWO_FAILURES, [*PROBE_FAILED, (91, Outcome.ANSWERED), (92, BAD), (93, BAD)], 123, UNSURE, {}, None),
+        ({}, UNSURE, False),
+        ({"when": "off"}, NEW, False),
+        ({"when": "always"}, SURE, True),
+        (LOW, UNSURE, True),
+        (LOW, SURE._replace(confidence=0.8), False),
+        (LOW, NEW, False),
+        (LOW, LATE, False),
+        ({**LOW, "confidence": 0.5}, UNSURE, False),
+        ({"when": "unknown"}, NEW, True),
+        ({"when": "unknown"}, UNSURE, False),
+        ({"when": "overload"}, LATE, True),
+        ({"when": "overload"}, SURE._replace(waited_ns=500 * MS), False),
+        ({"when": "overload unknown"}, NEW, True),
+        ({"when": "overload unknown"}, LATE, True),
+        ({"when": "overload unknown"}, UNSURE, False),
     ],
 )
-def test_a_window_is_asked_or_it_is_said_why_not(settings, history, t, doubt, link, verdict):
-    policy = after(settings, history)
+def test_what_gives_a_reason_for_doubt(settings, doubt, doubtful):
+    assert Policy(CloudSettings(**settings)).doubtful(doubt) is doubtful
+
+
+VERDICTS = [
+    # the link
+    (LOW, [], 0, "a", AWAY, Reason.LINK_AWAY),
+    (LOW, [], 0, "a", IN_TIME, None),
+    (LOW, [(0, Outcome.ANSWERED)], 1, "a", IN_TIME, None),
+    (LOW, [], 0, "a", SLOW, None),
+    (LOW, [(0, BAD)], 1, "a", SLOW, Reason.LINK_SLOW),
+    (LOW, [(0, None)], 1, "a", SLOW, Reason.LINK_SLOW),
+    (LOW, [(0, Outcome.NOT_SENT)], 29, "a", SLOW, Reason.LINK_SLOW),
+    (LOW, [(0, BAD)], 29, "a", SLOW, Reason.LINK_SLOW),
+    (LOW, [(0, BAD)], 30, "a", SLOW, None),
+    (LOW, [(0, BAD), (30, BAD)], 31, "a", SLOW, Reason.LINK_SLOW),
+    # what was answered in time says more than what is expected
+    (LOW, [(0, BAD), (30, Outcome.ANSWERED)], 31, "a", SLOW, None),
+    (LOW, [(0, Outcome.ANSWERED), (1, Outcome.ABANDONED)], 2, "a", SLOW, None),
+    (LOW, [(0, Outcome.ANSWERED), (1, BAD)], 2, "a", SLOW, Reason.LINK_SLOW),
+    # budgets of 24 hours, which begin with the first request
+    ({**LOW, "requests_per_day": 2}, [(9, None)], 10, "a", {}, None),
+    ({**LOW, "requests_per_day": 2}, [(9, None), (10, None)], 11, "a", {}, Reason.REQUEST_BUDGET),
+    ({**LOW, "requests_per_day": 2}, [(9, None), (10, None)], 8 + DAY, "b", {}, Reason.REQUEST_BUDGET),
+    ({**LOW, "requests_per_day": 2}, [(9, None), (10, None)], 9 + DAY, "a", {}, None),
+    ({**LOW, "requests_per_day": 2}, [(9, None), (2 * DAY, None)], 3 * DAY - 1, "a", {}, None),
+    ({**LOW, "mb_per_day": 0.1}, [(i * 9, None) for i in range(99)], 900, "a", {}, None),
+    ({**LOW, "mb_per_day": 0.1}, [(i * 9, None) for i in range(100)], 900, "a", {}, Reason.BYTE_BUDGET),
+    ({**LOW, "mb_per_day": 0.1}, [(i * 9, None) for i in range(100)], DAY, "a", {}, None),
+    ({**LOW, "mb_per_day": 0.1}, [*((i * 9, None) for i in range(100)), (DAY, None)], DAY + 9, "a", {}, None),
+    # a device's rate: a minute's worth at once, then one after the other
+    ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 2, 0, "a", {}, None),
+    ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 0, "a", {}, Reason.DEVICE_RATE),
+    ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 19.9, "a", {}, Reason.DEVICE_RATE),
+    ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 20, "a", {}, None),
+    ({**LOW, "per_device_per_minute": 3}, [(0, None)] * 3, 0, "b", {}, None),
+    ({**LOW, "per_device_per_minute": 7}, [(0, None)] * 6, 0, "a", {}, None),
+    # the breaker: only failures in a row open it
+    (TWO_FAILURES, [(0, BAD)], 1, "a", {}, None),
+    (TWO_FAILURES, [(0, BAD), (1, BAD)], 2, "a", {}, Reason.BREAKER_OPEN),
+    (TWO_FAILURES, [(0, Outcome.LATE), (1, Outcome.REFUSED)], 2, "a", {}, Reason.BREAKER_OPEN),
+    (TWO_FAILURES, [(0, Outcome.GARBLED), (1, BAD)], 2, "a", {}, Reason.BREAKER_OPEN),
+    (TWO_FAILURES, [(0, BAD), (1, Outcome.ANSWERED), (2, BAD)], 3, "a", {}, None),
+    (TWO_FAILURES, [(0, BAD), (1, Outcome.NOT_SENT), (2, Outcome.ABANDONED)], 3, "a", {}, None),
+    (TWO_FAILURES, [(0, BAD), (1, Outcome.NOT_SENT), (2, BAD)], 3, "a", {}, Reason.BREAKER_OPEN),
+    (TWO_FAILURES, [(0, BAD), (1, BAD)], 2, "a", AWAY, Reason.LINK_AWAY),
+    (TWO_FAILURES, [(0, BAD), (1, BAD)], 30.9, "a", {}, Reason.BREAKER_OPEN),
+    # it lets one probe through, for the whole board
+    (TWO_FAILURES, [(0, BAD), (1, BAD)], 31, "a", {}, None),
+    (TWO_FAILURES, [(0, BAD), (1, BAD)], 31, "a", SLOW, None),
+    (TWO_FAILURES, [(0, BAD), (1, BAD), (31, None)], 32, "b", {}, Reason.BREAKER_OPEN),
+    (TWO_FAILURES, [(0, BAD), (1, BAD), (31, Outcome.ANSWERED)], 31, "b", {}, None),
+    (TWO_FAILURES, [(0, BAD), (1, BAD), (31, Outcome.ABANDONED)], 31, "a", {}, None),
+    (TWO_FAILURES, [(0, BAD), (1, BAD), (31, Outcome.NOT_SENT)], 31, "a", {}, None),
+    # and waits for twice the time after each that fails
+    (TWO_FAILURES, PROBE_FAILED, 90.9, "a", {}, Reason.BREAKER_OPEN),
+    (TWO_FAILURES, PROBE_FAILED, 91, "a", {}, None),
+    (TWO_FAILURES, [*PROBE_FAILED, (91, BAD)], 210.9, "a", {}, Reason.BREAKER_OPEN),
+    (TWO_FAILURES, [*PROBE_FAILED, (91, BAD)], 211, "a", {}, None),
+    # until one has been answered
+    (TWO_FAILURES, [*PROBE_FAILED, (91, Outcome.ANSWERED), (92, BAD)], 93, "a", {}, None),
+    (TWO_FAILURES, [*PROBE_FAILED, (91, Outcome.ANSWERED), (92, BAD), (93, BAD)], 123, "a", {}, None),
+]
+
+
+@pytest.mark.parametrize(("settings", "history", "t", "device", "link", "verdict"), VERDICTS)
+def test_a_window_in_doubt_is_asked_or_it_is_said_why_not(settings, history, t, device, link, verdict):
+    policy, doubt = after(settings, history), UNSURE._replace(device=device)
 
     assert policy.consider(int(t * S), doubt, 1000, **{"connected": True, **link}) == verdict
+
+
+def test_every_reason_that_users_read_is_given():
+    assert {verdict for *_, verdict in VERDICTS} == {None, *Reason}
 
 
 def test_nothing_waits_longer_than_sixteen_times_for_a_probe():
@@ -129,21 +145,28 @@ def test_nothing_waits_longer_than_sixteen_times_for_a_probe():
 
 def test_the_state_of_the_breaker_is_that_of_its_header():
     policy = Policy(CloudSettings(**TWO_FAILURES))
-    states = [policy.state]
+    states = []
     for t, outcome in [(0, BAD), (1, BAD), (31, BAD), (91, Outcome.ABANDONED), (91, Outcome.ANSWERED)]:
+        before = policy.state(t * S)
         assert policy.consider(t * S, UNSURE, 1, connected=True) is None
-        states.append(policy.state)
+        asked = policy.state(t * S)
         policy.settled(t * S, outcome)
-        states.append(policy.state)
+        states.append((before, asked, policy.state(t * S)))
 
     assert states == [
-        Breaker.CLOSED,
-        *(Breaker.CLOSED, Breaker.CLOSED),
-        *(Breaker.CLOSED, Breaker.OPEN),
-        *(Breaker.HALF_OPEN, Breaker.OPEN),
-        *(Breaker.HALF_OPEN, Breaker.OPEN),
-        *(Breaker.HALF_OPEN, Breaker.CLOSED),
+        (Breaker.CLOSED, Breaker.CLOSED, Breaker.CLOSED),
+        (Breaker.CLOSED, Breaker.CLOSED, Breaker.OPEN),
+        (Breaker.HALF_OPEN, Breaker.HALF_OPEN, Breaker.OPEN),
+        (Breaker.HALF_OPEN, Breaker.HALF_OPEN, Breaker.HALF_OPEN),
+        (Breaker.HALF_OPEN, Breaker.HALF_OPEN, Breaker.CLOSED),
     ]
+
+
+def test_a_breaker_is_open_for_its_time_and_not_until_something_is_asked():
+    policy = after(TWO_FAILURES, [(0, BAD), (1, BAD)])
+
+    assert policy.state(31 * S - 1) is Breaker.OPEN
+    assert policy.state(31 * S) is Breaker.HALF_OPEN
 
 
 def test_what_was_asked_before_the_breaker_opened_is_no_probe():
@@ -154,7 +177,7 @@ def test_what_was_asked_before_the_breaker_opened_is_no_probe():
     policy.settled(1 * S, BAD)
     policy.settled(2 * S, Outcome.ANSWERED)
 
-    assert policy.state is Breaker.OPEN
+    assert policy.state(2 * S) is Breaker.OPEN
     # One of them is not settled, and could be taken for the probe.
     assert policy.consider(31 * S, UNSURE, 1, connected=True) is Reason.BREAKER_OPEN
     policy.settled(31 * S, BAD)
@@ -164,7 +187,6 @@ def test_what_was_asked_before_the_breaker_opened_is_no_probe():
 def test_what_is_refused_costs_nothing():
     policy = Policy(CloudSettings(when="low-confidence", requests_per_day=1))
     for t in range(100):
-        policy.consider(t * S, SURE, 1000, connected=True)
         policy.consider(t * S, UNSURE, 1000, connected=False)
         policy.consider(t * S, UNSURE, 20_000_000, connected=True)
 

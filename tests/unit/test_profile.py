@@ -47,6 +47,13 @@ def tiny_profile(tiny):
     return measured_alone(tiny, Meter(None))
 
 
+def timed(network, fixed_us=10.0, us_per_layer=5.0):
+    """A profile of times that were never taken: each run costs the same, and so does each layer in it."""
+    layers = [len(part) for part in network.layers]
+    us = np.array([[fixed_us + us_per_layer * n for n in (sum(layers), *layers)]])
+    return profiling._profile(network, us, us, None)
+
+
 @pytest.mark.parametrize(
     ("name", "cuts"),
     [
@@ -164,8 +171,17 @@ def test_several_bundles_are_each_predicted_from_the_others(tmp_path):
     report = profile(names, UNMETERED, 0.05)
 
     assert [error.bundle for error in report.left_out] == [found.bundle for found in report.profiles]
-    assert all(0 <= error.segments < 1 and 0 <= error.whole < 1 for error in report.left_out)
     assert report.predicted is None
+
+
+def test_how_far_the_others_are_off_is_a_share_of_what_was_measured(tiny):
+    quick, slow = timed(tiny), timed(tiny, 20.0, 10.0)
+
+    assert [(e.segments, e.whole) for e in left_out([quick, quick])] == [pytest.approx((0, 0), abs=1e-3)] * 2
+    assert [(e.segments, e.whole) for e in left_out([quick, slow])] == [
+        pytest.approx((1, 1), abs=1e-3),
+        pytest.approx((0.5, 0.5), abs=1e-3),
+    ]
 
 
 def test_what_the_others_do_not_have_is_not_predicted(tiny_profile):
@@ -178,14 +194,14 @@ def test_what_the_others_do_not_have_is_not_predicted(tiny_profile):
     assert left_out([tiny_profile]) == []
 
 
-def test_a_bundle_is_predicted_without_being_timed(tmp_path, tiny_profile):
+def test_a_bundle_is_predicted_without_being_timed(tmp_path, tiny):
     other = Network.of(load_bundle(write_bundle(tmp_path / "other", version="2")))
-    found = prediction(other, [tiny_profile])
+    found = prediction(other, [timed(tiny)])
     plain = json.loads(json.dumps(found.as_dict()))
 
     assert (plain["measured"], plain["bundle"]) == (False, other.name)
     assert {(s["us_p95"], s["hot_us"], s["joules"]) for s in plain["segments"]} == {(None, None, None)}
-    assert plain["whole_us"] == pytest.approx(tiny_profile.whole_us, rel=0.5)
+    assert plain["whole_us"] == pytest.approx(timed(tiny).whole_us, rel=1e-3)
     together = sum(s["us"] for s in plain["segments"]) - (len(plain["segments"]) - 1) * plain["fixed_us"]
     assert together == pytest.approx(plain["whole_us"], abs=0.1)
 

@@ -8,6 +8,7 @@ import pytest
 from fakes import LABELS, FakeClock, FakeModel, manifest, signal
 
 from agent.core.cloud_wire import (
+    MAX_REQUEST,
     NO_SPACE,
     CloudAnswer,
     CloudRefusal,
@@ -23,7 +24,7 @@ from agent.core.decision import calibrated
 from agent.core.manifest import NOVELTY, FileEntry, Manifest
 from agent.core.settings import WorkerSettings
 from agent.errors import InferenceError
-from agent.records import Int8Array, Scores
+from agent.records import Float32Array, Int8Array, Scores
 from agent.runtime.worker import MAX_FAILURES, Worker
 
 HERE = "har/board/cloud/answer"
@@ -38,6 +39,11 @@ class CodeModel(FakeModel):
         self.context_windows = context
         self.broken = False
         self.classified: list[int] = []
+
+    def infer(self, windows: Float32Array) -> Scores:
+        if self.broken:
+            raise InferenceError("it is broken")
+        return super().infer(windows)
 
     def classify(self, codes: Int8Array) -> Scores:
         if self.broken:
@@ -62,6 +68,10 @@ class Desk:
         if self.connected:
             self.answers.append((topic, decode_answer(payload), correlation))
         return self.connected
+
+    def ask_windows(self, samples: Float32Array, windows: int = 1, hop: int = 0) -> None:
+        payload = encode_request(Request(Kind.WINDOW, NO_SPACE, 50.0, samples=samples, windows=windows, hop=hop))
+        self.worker.receive(payload, HERE, b"", self.clock.now_ns)
 
     def ask(self, *codes: Int8Array, correlation: bytes = b"") -> None:
         for code in codes:
@@ -120,6 +130,58 @@ def test_a_batch_is_never_larger_than_configured():
     assert desk.worker.largest == 2
 
 
+@pytest.mark.parametrize(("context", "batches"), [(8, [6, 6, 3]), (2, [4, 4, 2]), (0, [4, 1])])
+def test_what_fills_a_batch_is_the_windows_that_are_read(context: int, batches: list[int]):
+    model = CodeModel(context)
+    desk = Desk(model, files=(), max_batch=4)
+    for _ in range(5):
+        desk.ask_windows(signal(128 + 2 * 64), windows=3, hop=64)
+
+    assert desk.reasons() == [None] * 5
+    assert model.batches == batches
+    assert desk.worker.scored == 5
+
+
+def test_what_is_refused_counts_in_a_turn_as_well():
+    desk = Desk(CodeModel(), max_batch=2)
+    for _ in range(3):
+        desk.worker.receive(b"", HERE, b"", 0)
+
+    assert desk.worker.turn(0)
+    assert len(desk.answers) == 2
+    assert desk.worker.waiting == 1
+
+
+def test_what_is_too_long_for_a_request_is_refused_at_once_and_does_not_wait():
+    desk = Desk(CodeModel())
+    desk.worker.receive(bytes(MAX_REQUEST + 1), HERE, b"17", 0)
+    desk.worker.receive(bytes(MAX_REQUEST), HERE, b"18", 0)
+
+    ((_, reply, correlation),) = desk.answers
+    assert isinstance(reply, CloudRefusal)
+    assert (reply.refusal, correlation) == (Refusal.TOO_LARGE, b"17")
+    assert desk.worker.waiting == 1
+    assert +desk.worker.refused == Counter(too_large=1)
+
+
+def test_what_would_have_to_be_sent_back_is_short_or_never_sent():
+    desk = Desk(CodeModel())
+    desk.ask(code(1, 2, 3, 4), correlation=bytes(65))
+    desk.worker.receive(bytes(MAX_REQUEST + 1), HERE, bytes(65), 0)
+    desk.ask(code(1, 2, 3, 4), correlation=bytes(64))
+
+    desk.replies()
+
+    assert [correlation for _, _, correlation in desk.answers] == [bytes(64)]
+    assert desk.worker.requests == 3
+    assert +desk.worker.refused == Counter(long_correlation=2)
+
+
+def test_what_may_wait_fits_into_memory():
+    with pytest.raises(ValueError, match="max_waiting"):
+        WorkerSettings(max_waiting=16_385)
+
+
 def test_a_context_sees_zeros_before_a_short_history_and_the_end_of_a_long_one():
     model = CodeModel(context=3)
     desk = Desk(model)
@@ -156,8 +218,7 @@ def test_of_samples_the_windows_are_read_that_a_context_sees(context: int, hop: 
     model = CodeModel(context)
     desk = Desk(model, files=())
     samples = signal(128 + 2 * hop).astype(np.float16).astype(np.float32)
-    payload = encode_request(Request(Kind.WINDOW, NO_SPACE, 50.0, samples=samples, windows=3, hop=hop))
-    desk.worker.receive(payload, HERE, b"", 0)
+    desk.ask_windows(samples, 3, hop)
 
     (answer,) = desk.replies()
 
@@ -243,17 +304,35 @@ def test_a_model_that_fails_again_and_again_ends_the_worker_and_one_that_recover
         desk.replies()
 
 
+def test_a_model_that_fails_for_the_last_time_leaves_no_request_of_its_turn_without_an_answer():
+    model = CodeModel()
+    model.broken = True
+    desk = Desk(model)
+    for _ in range(MAX_FAILURES - 1):
+        desk.ask(code(1, 2, 3, 4))
+        desk.replies()
+    desk.ask(code(1, 2, 3, 4), code(1, 2, 3, 4))
+    for _ in range(3):
+        desk.ask_windows(signal(128))
+
+    with pytest.raises(InferenceError, match="broken"):
+        desk.replies()
+
+    assert [reply.refusal for _, reply, _ in desk.answers if isinstance(reply, CloudRefusal)] == [Refusal.FAILED] * 7
+    assert desk.worker.refused["failed"] == desk.worker.requests == 7
+
+
 def test_a_bundle_whose_novelty_needs_the_window_takes_windows_alone():
     desk = Desk(CodeModel(), files=())
     desk.ask(code(1, 2, 3, 4))
-    window = np.zeros((128, 6), np.float32)
-    payload = encode_request(Request(Kind.WINDOW, NO_SPACE, 50.0, samples=window))
-    desk.worker.receive(payload, HERE, b"", 0)
+    desk.ask_windows(np.zeros((128, 6), np.float32))
 
     assert desk.reasons() == [Refusal.OTHER_CODE, None]
 
 
-@pytest.mark.parametrize("root", ["har/+", "#", "har/\0", "har/\x01", "$share/har", "$SYS/broker", "har/" + 600 * "x"])
+@pytest.mark.parametrize(
+    "root", ["har/+", "#", "har/\0", "har/\x01", "$share/har", "$SYS/broker", "har/" + 600 * "x", 240 * "a/"]
+)
 @pytest.mark.parametrize("full", [False, True])
 def test_a_topic_that_is_no_boards_is_never_written_to(root: str, full: bool):
     desk = Desk(CodeModel(), max_waiting=1)
@@ -263,6 +342,14 @@ def test_a_topic_that_is_no_boards_is_never_written_to(root: str, full: bool):
 
     assert len(desk.replies()) == full
     assert +desk.worker.refused == Counter(no_answer_topic=1)
+
+
+@pytest.mark.parametrize("board", ["har/kitchen", "a/b/c/pi $1", "/board", "har/Küche"])
+def test_any_name_that_an_agent_may_have_is_answered(board: str):
+    desk = Desk(CodeModel())
+    desk.worker.receive(b"", f"{board}/cloud/answer", b"", 0)
+
+    assert len(desk.replies()) == 1
 
 
 def test_what_cannot_be_sent_is_counted():

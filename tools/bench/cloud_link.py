@@ -109,6 +109,8 @@ def main() -> None:
         sys.stdin.readline()
         print(json.dumps(ROLES[given.role](questions(bundles), rounds)), flush=True)  # noqa: T201
         return
+    from agent.app.profile import machine
+
     require_links()
     try:
         questions(bundles)
@@ -116,7 +118,7 @@ def main() -> None:
         sys.exit(str(error))
     result = {
         "v": 1,
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": {"cpu": machine()["cpu"], "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         **measure(bundles, quick=given.quick),
     }
     if given.json:
@@ -646,11 +648,6 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
     if not values:
         raise RuntimeError("nothing was answered, so there is nothing to tell")
     return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95)}
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def say(text: str) -> None:

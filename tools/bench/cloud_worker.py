@@ -46,11 +46,13 @@ PUBLISH = 0x30
 
 def main() -> None:
     """Measure, and tell."""
+    from agent.app.profile import machine
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="write the results here, too")
     parser.add_argument("--quick", action="store_true", help="short and coarse")
     given = parser.parse_args()
-    result = {"v": 1, "machine": {"cpu": _cpu(), "cores": os.cpu_count()}, **measure(quick=given.quick)}
+    result = {"v": 1, "machine": {"cpu": machine()["cpu"], "cores": os.cpu_count()}, **measure(quick=given.quick)}
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
     report(result)
@@ -272,11 +274,6 @@ def _middle(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The round with the middle rate by CPU time."""
     middle = statistics.median_low([row["answers_per_cpu_s"] for row in rows])
     return next(row for row in rows if row["answers_per_cpu_s"] == middle)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def say(text: str) -> None:

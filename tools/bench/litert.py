@@ -42,6 +42,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from agent.adapters.bundle import find_bundle, load_bundle, read_golden
 from agent.adapters.onnx_model import LOGIT_TOLERANCE, session_options
+from agent.app.profile import machine
 from agent.core.manifest import Bundle
 from agent.records import Float32Array, Int8Array
 
@@ -96,7 +97,7 @@ def measure(bundle: Bundle, rounds: int) -> dict[str, Any]:
         "v": 1,
         "model": bundle.id,
         "command": shlex.join(["python", "tools/bench/litert.py", *sys.argv[1:]]),
-        "machine": {"cpu": _cpu(), "machine": platform.machine(), "cores": os.cpu_count(), "load": load},
+        "machine": {"cpu": machine()["cpu"], "machine": platform.machine(), "cores": os.cpu_count(), "load": load},
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("onnxruntime", "ai-edge-litert", "numpy")},
@@ -620,11 +621,6 @@ def report(r: dict[str, Any]) -> None:
 def say(text: str) -> None:
     """Tell how it goes."""
     print(f"litert: {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def main() -> None:
     if given.role:
         print(json.dumps(ROLES[given.role](given)))  # noqa: T201  data for the parent
         return
-    result = {"v": 1, "machine": {"cpu": _cpu(), "cores": os.cpu_count()}, **measure(quick=given.quick)}
+    from agent.app.profile import machine
+
+    result = {"v": 1, "machine": {"cpu": machine()["cpu"], "cores": os.cpu_count()}, **measure(quick=given.quick)}
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
     report(result)
@@ -397,15 +399,6 @@ def _closing(thing: Any) -> Any:
     from contextlib import closing
 
     return closing(thing)
-
-
-def _cpu() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    return names[0] if names else os.uname().machine
 
 
 if __name__ == "__main__":

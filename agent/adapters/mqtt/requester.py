@@ -9,7 +9,6 @@ from agent.adapters.mqtt.connection import Connection
 from agent.adapters.mqtt.session import Message, Session, request_properties
 from agent.core.cloud_wire import answer_topic, request_topic
 from agent.core.settings import BrokerSettings, CloudSettings, MqttSettings
-from agent.errors import ConfigError
 from agent.ports import Clock
 from agent.records import CloudReply
 
@@ -35,19 +34,18 @@ class Requester:
         *,
         credentials: Path | None = None,
         complain: Callable[[str], None] = lambda _: None,
+        client_id: str | None = None,
     ) -> None:
-        """Prepare; `start` begins to connect. `name`: the agent's. `credentials`, `complain`: as for `Connection`.
+        """Prepare; `start` begins to connect. `name`: the agent's. `broker`: speaks MQTT 5.
 
-        Raises:
-            ConfigError: the broker is spoken to in MQTT 3.1.1, which has no requests.
+        `credentials`, `complain`: as for `Connection`. `client_id`: for another client than the agent itself.
         """
-        require_mqtt5("cloud", settings.broker, broker)
         self._topic = request_topic(mqtt.root, settings.service)
         self._answer_topic = answer_topic(mqtt.root, name)
         self._expiry_s = math.ceil(settings.deadline_ms / 1000)
         self._answers: deque[CloudReply] = deque(maxlen=MAX_ANSWERS)
         self._connection = Connection(
-            f"{name}-cloud",
+            client_id or f"{name}-cloud",
             {settings.broker: broker},
             mqtt,
             clock,
@@ -69,7 +67,7 @@ class Requester:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing can be asked now, or what may get in the way of it, for people; None while all is well."""
+        """See `ports.Cloud.problem`."""
         return self._connection.now()[0].problem
 
     def ask(self, correlation: bytes, payload: bytes) -> bool:
@@ -102,15 +100,3 @@ class Requester:
     def _take(self, message: Message) -> None:
         if not message.retained:
             self._answers.append(CloudReply(message.correlation, message.payload, message.t_rx_ns))
-
-
-def require_mqtt5(who: str, name: str, broker: BrokerSettings) -> None:
-    """Refuse a broker that cannot carry requests. `who`: the section that needs them; `name`: the broker's, if any.
-
-    Raises:
-        ConfigError: it is spoken to in MQTT 3.1.1.
-    """
-    if broker.protocol != "5":
-        raise ConfigError(
-            f'[{who}] needs MQTT 5: set protocol = "5" in [broker{f".{name}" if name else ".…"}], or use another broker'
-        )

@@ -70,8 +70,9 @@ def refusal(code: int, name: str, client_id: str, protocol: str) -> str:
     if code in (0x86, NOT_AUTHORISED):
         return "not authorised: check user and password_file"
     if code == UNSUPPORTED_PROTOCOL:
-        other = "3.1.1" if protocol == "5" else "5"
-        return f'the broker does not speak MQTT {protocol}: set protocol = "{other}"'
+        if protocol != "5":
+            return f'the broker does not speak MQTT {protocol}: set protocol = "5"'
+        return 'the broker does not speak MQTT 5: set protocol = "3.1.1"; requests to the cloud need another broker'
     if code == 0x85:
         return f"the broker does not accept the client id {client_id!r}: change [agent] name"
     return f"the broker refuses the connection: {name.lower()}"
