@@ -95,7 +95,7 @@ def _view(found: "AgentStatus", lacking: "Sequence[str]" = ()) -> str:
     said = found.said
     rows = [(_text(said.get("agent")) or "har-agent", found.state + (f": {found.problem}" if found.problem else ""))]
     rows += [row for row in _rows(said) if row[1]]
-    lines = [f"{name:<12}{value}" for name, value in rows]
+    lines = [f"{name:<11} {value}" for name, value in rows]
     if found.state in ("ok", "degraded", "failing"):
         lines += [f"{'waits for' if not k else '':<12}{why}" for k, why in enumerate(lacking)]
     for reason in found.reasons if found.state not in ("stopped", "absent", "offline") else ():

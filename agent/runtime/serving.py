@@ -68,6 +68,8 @@ class Serving:
         self._telemetry_ns = now_ns + round(min(FIRST_TELEMETRY_S, facts.telemetry_s) * 1e9)
         self._ready = False
         self._told: list[str] = []
+        self._serving = False
+        """Whether requests came when that was last looked at."""
 
     def subscribed(self) -> bool:
         """Whether requests come, as far as the broker has told."""
@@ -132,6 +134,10 @@ class Serving:
         p, health, link = self._p, self._p.health, self._p.link.state()
         away = None if link.connected else link.problem or f"connecting to broker {link.broker}"
         health.set(HealthCode.BROKER_AWAY, away, now_ns)
+        if p.subscribed() != self._serving:
+            self._serving = not self._serving
+            event = "requests come" if self._serving else "no requests come"
+            (p.log.info if self._serving else p.log.warning)(event, broker=link.broker, service=self._facts.service)
         health.set(HealthCode.BROKER_UNSTEADY, link.problem if link.connected else None, now_ns)
         health.set(HealthCode.BROKER_REFUSES, p.delivery.problem, now_ns)
         text = "more requests come than this worker can answer: start another one"

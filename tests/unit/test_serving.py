@@ -131,6 +131,18 @@ def test_it_is_ready_as_soon_as_requests_come(rig: Rig):
     assert rig.notifier.said.count("watchdog") > 5
 
 
+def test_it_is_logged_that_requests_come_and_that_they_do_not_any_more(rig: Rig):
+    rig.connect()
+    rig.pass_s(3)
+    rig.subscribed = False
+    rig.pass_s(3)
+
+    said = [
+        (level, event, facts["service"]) for level, event, facts in rig.log.lines if event.endswith("requests come")
+    ]
+    assert said == [("info", "requests come", "har-cloud"), ("warning", "no requests come", "har-cloud")]
+
+
 def test_without_a_broker_it_is_ready_after_a_quarter_of_a_minute(rig: Rig):
     rig.pass_s(14)
     assert "ready" not in rig.notifier.said

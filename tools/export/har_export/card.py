@@ -106,8 +106,8 @@ def _measured(metrics: Mapping[str, Any]) -> str:
         return "\n".join([*lines, "", "No cross-validation was given to the build."]).strip()
     lines += [
         "",
-        f"Subject-wise {crossval['folds']}-fold cross-validation, {len(crossval['seeds'])} seeds, every fold's "
-        "files scored through the agent's pipeline; the label of a window is that of its middle sample:",
+        f"Subject-wise {crossval['folds']}-fold cross-validation, {_many(len(crossval['seeds']), 'seed')}, every "
+        "fold's files scored through the agent's pipeline; the label of a window is that of its middle sample:",
         "",
         "| what | mean over seeds | spread (standard deviation) | lowest seed |",
         "|---|---|---|---|",
@@ -145,3 +145,7 @@ def _by_class(text: str, classes: Mapping[str, Mapping[str, float]], worst: Mapp
             for name, c in classes.items()
         ),
     ]
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
