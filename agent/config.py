@@ -57,6 +57,11 @@ class Config:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
 
     @property
+    def cloud_broker(self) -> str:
+        """Name of the broker that the cloud is asked through."""
+        return self.cloud.broker or next(iter(self.broker))
+
+    @property
     def brokers(self) -> Mapping[str, BrokerSettings]:
         """What the agent speaks to, the preferred one first: all but the broker that is only there to ask through."""
         first = next(iter(self.broker), None)
@@ -224,7 +229,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     if cloud.broker and cloud.broker not in brokers:
         yield "cloud.broker", f"there is no section [broker.{cloud.broker}]{suggest(cloud.broker, brokers)}"
     elif cloud.enabled:
-        name = cloud.broker or next(iter(brokers))
+        name = config.cloud_broker
         if brokers[name].protocol != "5":
             yield (
                 f"broker.{name}.protocol",

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from agent.core import onnx_wire
 from agent.core.manifest import CONTEXT, NOVELTY, Bundle, Golden, Manifest
 from agent.core.novelty import reconstruction_error
-from agent.core.onnx_wire import FLOAT, INT8, Value
+from agent.core.onnx_wire import FLOAT, INT8, TYPES, Value
 from agent.errors import InferenceError, ModelContractError
 from agent.records import Float32Array, Int8Array, Scores
 
@@ -25,8 +25,6 @@ NOVELTY_TOLERANCE = 0.1
 int8 grid), a tenth of the novelty. Where that is less than a quarter of its threshold, a tenth of this quarter: down
 there it decides nothing, and one step is much of it. Kernels may round a tie differently; anything beyond is a broken
 kernel."""
-
-_TYPES = {FLOAT: "float32", INT8: "int8"}
 
 
 def session_options() -> ort.SessionOptions:
@@ -235,4 +233,4 @@ def _check(name: str, graph: bytes, takes: Value, gives: Value) -> None:
 
 def _described(value: Value) -> str:
     shape = ", ".join("any" if n is None else str(n) for n in value.shape)
-    return f"{value.name!r}, {_TYPES.get(value.dtype, f'type {value.dtype}')} ({shape})"
+    return f"{value.name!r}, {TYPES.get(value.dtype, f'type {value.dtype}')} ({shape})"

@@ -350,15 +350,18 @@ class _Run:
         return bare(self._model, n, context=self._hop == self._manifest.input.hop)
 
     def _batches(self, stream: str, size: int, count: int) -> Iterator[SampleBatch]:
-        """Endless even samples of one stream, `size` at a time."""
-        period = round(1e9 / self._manifest.input.rate_hz)
         values = np.resize(self._signal, (max(size, min(count * size, 1 << 16)), len(CHANNELS))).astype(np.float32)
-        at = 0
-        while True:
-            t: Int64Array = (np.arange(at, at + size) * period).astype(np.int64)
-            first = at % (len(values) - size + 1)
-            yield SampleBatch(stream, t, values[first : first + size], at)
-            at += size
+        return even_samples(stream, values, self._manifest.input.rate_hz, size)
+
+
+def even_samples(stream: str, values: Float32Array, rate_hz: float, size: int) -> Iterator[SampleBatch]:
+    """Endless even samples of one stream, `size` at a time, from `values` (n, 6) over and over, n at least `size`."""
+    period_ns, at = round(1e9 / rate_hz), 0
+    while True:
+        t_ns: Int64Array = np.arange(at, at + size, dtype=np.int64) * period_ns
+        first = at % (len(values) - size + 1)
+        yield SampleBatch(stream, t_ns, values[first : first + size], at)
+        at += size
 
 
 def _values(model: OrtModel, n: int) -> dict[str, Any]:

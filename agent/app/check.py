@@ -299,12 +299,11 @@ def check_cloud(config: Config) -> Iterator[Finding]:
     settings = config.cloud
     if not settings.enabled:
         return
-    name = settings.broker or next(iter(config.broker))
     what = "codes"
     if settings.payload == "window":
         what = "samples" + (f", with the {settings.windows - 1} before each" if settings.windows > 1 else "")
-    text = f"windows in doubt ({settings.when}) may leave the board as {what}"
-    yield Finding("cloud", OK, f"{text}: through broker {name}, to workers of the service {settings.service}")
+    text = f"windows in doubt ({settings.when}) may leave the board as {what}: through broker {config.cloud_broker}, "
+    yield Finding("cloud", OK, f"{text}to workers of the service {settings.service}")
 
 
 def check_broker(name: str, broker: BrokerSettings, clock: Clock) -> Iterator[Finding]:

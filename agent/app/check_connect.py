@@ -76,7 +76,7 @@ def check_connections(
         tell(f"connecting to broker {name} at {broker.host}:{broker.port}")
         yield from _connect_broker(name, broker, config, clock, running)
     if config.cloud.enabled:
-        name = config.cloud.broker or next(iter(config.broker))
+        name = config.cloud_broker
         tell(f"connecting to broker {name} as who asks the cloud")
         yield _connect_cloud(name, config, clock, running)
     if config.mqtt_in.filter and (not config.mqtt_in.broker or config.mqtt_in.broker in config.broker):

@@ -24,6 +24,7 @@ from agent.adapters.bundle import find_bundle, load_bundle, read_golden
 from agent.adapters.clock import SystemClock
 from agent.adapters.onnx_model import OrtModel, open_session, optimised
 from agent.adapters.power import open_power_meter
+from agent.app.bench import even_samples
 from agent.app.compose import build_pipeline, open_model
 from agent.config import Config
 from agent.core.cuts import Arrays, cut, described, flow, surviving
@@ -32,7 +33,7 @@ from agent.core.manifest import Bundle, Manifest
 from agent.core.onnx_wire import TYPES, Value, extract, fuse, signature
 from agent.errors import InferenceError, ModelContractError, OutputError, UsageError
 from agent.ports import Clock, PowerMeter
-from agent.records import Float32Array, Float64Array, Int64Array, PowerReading, SampleBatch
+from agent.records import Float32Array, Float64Array, Int64Array, PowerReading
 
 FEWEST_ROUNDS = 20
 """A median of fewer is not worth printing."""
@@ -314,7 +315,8 @@ def in_service(model: OrtModel, config: Config) -> Callable[[], object]:
     """
     manifest = model.bundle.manifest
     pipeline = build_pipeline(model, manifest, config)
-    hops = _hops(model.bundle, config.window.hop or manifest.input.hop)
+    golden = np.concatenate(list(read_golden(model.bundle).window))
+    hops = even_samples("profile", golden, manifest.input.rate_hz, config.window.hop or manifest.input.hop)
     return lambda: pipeline.feed([next(hops)])
 
 
@@ -440,19 +442,6 @@ def _cpu() -> str:
         if found:
             return found.rpartition(":")[2].strip("\0 \t")
     return "unknown"
-
-
-def _hops(bundle: Bundle, size: int) -> Iterator[SampleBatch]:
-    """Endless samples of one stream, a hop at a time: the golden windows, one after the other."""
-    entry = bundle.manifest.input
-    values = np.concatenate(list(read_golden(bundle).window))
-    period_ns = round(1e9 / entry.rate_hz)
-    at = 0
-    while True:
-        t_ns: Int64Array = np.arange(at, at + size, dtype=np.int64) * period_ns
-        first = at % (len(values) - size + 1)
-        yield SampleBatch("profile", t_ns, values[first : first + size], at)
-        at += size
 
 
 def _fixed(us: Float64Array) -> float:

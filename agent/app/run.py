@@ -426,7 +426,7 @@ def _open_fallback(
     from agent.adapters.mqtt.requester import Requester
     from agent.runtime.fallback import Fallback
 
-    broker = config.broker[settings.broker or next(iter(config.broker))]
+    broker = config.broker[config.cloud_broker]
     credentials = credentials_dir()
     cloud = Requester(name, broker, config.mqtt, settings, clock, credentials=credentials, complain=complain)
     ending.enter_context(closing(cloud))

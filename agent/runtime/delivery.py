@@ -225,6 +225,14 @@ class Delivery:
             self.tick()
         return len(self._flights)
 
+    def farewell(self, deadline_ns: int) -> int:
+        """Do as `flush` does, before the link is closed; break the connection where messages are still in flight."""
+        left = self.flush(deadline_ns)
+        if left:
+            # Without a farewell the broker publishes the last will, which says the same.
+            self._link.disturb("it was closed while messages were under way")
+        return left
+
     # --- what the link says
 
     def _observe(self) -> int:

@@ -19,7 +19,7 @@ from agent.core.wire import VERSION, encode, iso_time
 from agent.errors import InferenceError
 from agent.pipeline import Pipeline
 from agent.ports import Clock, Link, Log, Outbox, Sink, Source
-from agent.records import Float32Array, Loss, Outgoing, PowerReading, Prediction, Refused, SampleBatch, Turn
+from agent.records import Float32Array, LinkState, Loss, Outgoing, PowerReading, Prediction, Refused, SampleBatch, Turn
 from agent.runtime.commands import Commands
 from agent.runtime.delivery import Delivery
 from agent.runtime.engine import Engine, TimedModel
@@ -372,10 +372,7 @@ class Live:
         p.delivery.set_state(self._topic("status"), OFFLINE)
         p.delivery.send(self._outgoing("telemetry", self._snapshot()))
         p.publisher.close()
-        left = p.delivery.flush(p.clock.monotonic_ns() + round(FLUSH_S * 1e9))
-        if left:
-            # Without a farewell the broker publishes the last will, which says the same.
-            p.link.disturb("it was closed while messages were under way")
+        left = p.delivery.farewell(p.clock.monotonic_ns() + round(FLUSH_S * 1e9))
         self._ended = True
         self._report()
         p.log.info("stopped", unacknowledged=left, stored=p.outbox.depth)
@@ -515,11 +512,7 @@ class Live:
 
     def _watch_rest(self, now_ns: int) -> None:
         p, health = self._p, self._p.health
-        link = p.link.state()
-        away = None if link.connected else link.problem or f"connecting to broker {link.broker}"
-        health.set(HealthCode.BROKER_AWAY, away, now_ns)
-        health.set(HealthCode.BROKER_UNSTEADY, link.problem if link.connected else None, now_ns)
-        health.set(HealthCode.BROKER_REFUSES, p.delivery.problem, now_ns)
+        watch_broker(health, p.link.state(), p.delivery, now_ns)
         health.count(HealthCode.OUTBOX_QUARANTINED, p.outbox.quarantined, p.outbox.damage or "", now_ns)
         health.set(HealthCode.OUTBOX_DEGRADED, p.outbox.trouble, now_ns)
         full = p.outbox.size_bytes > self._facts.outbox_cap_bytes / 2
@@ -602,14 +595,11 @@ class Live:
 
     def _tell_health(self, now_ns: int) -> None:
         p = self._p
-        before = [reason["code"] for reason in self._told["reasons"]] if self._told else []
+        before = self._told
         wall_ns, synced = p.clock.wall_ns(), p.clock.synced()
         self._told = self._of_this_run(p.health.message(self._facts.agent, now_ns, wall_ns, clock_synced=synced))
         p.delivery.set_state(self._topic("health"), encode(dict(self._told)))
-        reasons = self._told["reasons"]
-        if [reason["code"] for reason in reasons] != before:
-            texts = {reason["code"]: reason["text"] for reason in reasons}
-            (p.log.warning if reasons else p.log.info)("health", state=self._told["state"], **texts)
+        log_health(p.log, self._told, before)
         self._report()
 
     def _of_this_run(self, message: "HealthMessage") -> "HealthMessage":
@@ -669,3 +659,19 @@ class Live:
 
     def _outgoing(self, name: str, message: Any) -> Outgoing:
         return Outgoing(self._topic(name), encode(dict(message)))
+
+
+def watch_broker(health: Health, link: LinkState, delivery: Delivery, now_ns: int) -> None:
+    """Tell health how it stands with the broker that is published to."""
+    away = None if link.connected else link.problem or f"connecting to broker {link.broker}"
+    health.set(HealthCode.BROKER_AWAY, away, now_ns)
+    health.set(HealthCode.BROKER_UNSTEADY, link.problem if link.connected else None, now_ns)
+    health.set(HealthCode.BROKER_REFUSES, delivery.problem, now_ns)
+
+
+def log_health(log: Log, told: "HealthMessage", before: "HealthMessage | None") -> None:
+    """Log health where its reasons are others than those that were told before."""
+    codes = [reason["code"] for reason in told["reasons"]]
+    if codes != [reason["code"] for reason in (before["reasons"] if before else ())]:
+        texts = {reason["code"]: reason["text"] for reason in told["reasons"]}
+        (log.warning if codes else log.info)("health", state=told["state"], **texts)

@@ -11,12 +11,22 @@ from agent.errors import InferenceError
 from agent.ports import Clock, Link, Log
 from agent.records import Outgoing
 from agent.runtime.delivery import Delivery
-from agent.runtime.live import DRAIN_S, FIRST_TELEMETRY_S, FLUSH_S, OFFLINE, READY_S, TURN_S, Notifier
+from agent.runtime.live import (
+    DRAIN_S,
+    FIRST_TELEMETRY_S,
+    FLUSH_S,
+    OFFLINE,
+    READY_S,
+    TURN_S,
+    Notifier,
+    log_health,
+    watch_broker,
+)
 from agent.runtime.telemetry import latencies
 from agent.runtime.worker import Worker
 
 if TYPE_CHECKING:
-    from agent.core.messages import StatusMessage, WorkerMessage
+    from agent.core.messages import HealthMessage, StatusMessage, WorkerMessage
 
 _TICK_NS = 100_000_000
 """Between looks at anything but requests: under load there is a turn every few milliseconds."""
@@ -67,7 +77,7 @@ class Serving:
         self._tick_ns = self._second_ns = now_ns
         self._telemetry_ns = now_ns + round(min(FIRST_TELEMETRY_S, facts.telemetry_s) * 1e9)
         self._ready = False
-        self._told: list[str] = []
+        self._told: HealthMessage | None = None
         self._serving = False
         """Whether requests came when that was last looked at."""
 
@@ -123,23 +133,17 @@ class Serving:
             p.log.warning("model failed", error=str(error))
         p.delivery.set_state(self._topic("status"), OFFLINE)
         p.delivery.send(self.telemetry(p.clock.monotonic_ns()))
-        left = p.delivery.flush(p.clock.monotonic_ns() + round(FLUSH_S * 1e9))
-        if left:
-            # Without a farewell the broker publishes the last will, which says the same.
-            p.link.disturb("it was closed while messages were under way")
+        p.delivery.farewell(p.clock.monotonic_ns() + round(FLUSH_S * 1e9))
         p.link.close()
         p.log.info("stopped", answered=p.worker.answered, waiting=p.worker.waiting)
 
     def _each_second(self, now_ns: int) -> None:
         p, health, link = self._p, self._p.health, self._p.link.state()
-        away = None if link.connected else link.problem or f"connecting to broker {link.broker}"
-        health.set(HealthCode.BROKER_AWAY, away, now_ns)
+        watch_broker(health, link, p.delivery, now_ns)
         if p.subscribed() != self._serving:
             self._serving = not self._serving
             event = "requests come" if self._serving else "no requests come"
             (p.log.info if self._serving else p.log.warning)(event, broker=link.broker, service=self._facts.service)
-        health.set(HealthCode.BROKER_UNSTEADY, link.problem if link.connected else None, now_ns)
-        health.set(HealthCode.BROKER_REFUSES, p.delivery.problem, now_ns)
         text = "more requests come than this worker can answer: start another one"
         health.count(HealthCode.QUEUE_DROPPING, p.worker.refused[Refusal.OVERLOADED.name.lower()], text, now_ns)
         health.set(HealthCode.MODEL_FAILING, p.worker.problem, now_ns)
@@ -159,11 +163,8 @@ class Serving:
         told["boot"] = self._facts.boot
         p.delivery.set_state(self._topic("health"), encode(dict(told)))
         p.notifier.status(p.health.summary(now_ns, f"{p.worker.answered} requests answered"))
-        codes = [reason["code"] for reason in told["reasons"]]
-        if codes != self._told:
-            self._told = codes
-            texts = {reason["code"]: reason["text"] for reason in told["reasons"]}
-            (p.log.warning if codes else p.log.info)("health", state=told["state"], **texts)
+        log_health(p.log, told, self._told)
+        self._told = told
 
     def telemetry(self, now_ns: int) -> Outgoing:
         """Return the message of the interval that ends now, and begin the next."""

@@ -11,6 +11,7 @@ from agent.core.manifest import Calibration, Context
 from agent.core.normalise import Normalisation
 from agent.errors import InputError
 from agent.records import Float32Array, Float64Array, Int64Array
+from har_export import metrics
 from har_export.context import Codes, histories
 from har_export.datasets.records import UNLABELLED, Data
 from har_export.datasets.split import in_order
@@ -119,8 +120,8 @@ def fit_temperature(logits: Float32Array, label: Int64Array) -> float:
 
 def negative_log_likelihood(logits: Float32Array, label: Int64Array, temperature: float) -> float:
     """Mean over windows of minus the log of the calibrated probability of the right label."""
-    right = calibrated(logits, temperature)[np.arange(len(label)), label]
-    return float(-np.log(np.maximum(right, 1e-12)).mean())
+    found = metrics.negative_log_likelihood(calibrated(logits, temperature), label)
+    return float("nan") if found is None else found
 
 
 def _score(model: OrtModel, normalisation: Normalisation, values: Float32Array) -> tuple[Float32Array, Float64Array]:

@@ -53,6 +53,12 @@ def round_through(x: Tensor, low: int = -128, high: int = 127) -> Tensor:
     return clipped + (clipped.round() - clipped).detach()
 
 
+def change(windows: Tensor) -> Tensor:
+    """Return by how much (B, window, 6) changes from each sample to that `LAG` later, or to the last, of its shape."""
+    window = windows.shape[1]
+    return windows[:, torch.arange(window).add(LAG).clamp(max=window - 1)] - windows
+
+
 class Encoder(nn.Module):
     """Normalised windows (B, window, 6) -> code (B, code) as integers of int8 range, in float."""
 
@@ -79,9 +85,8 @@ class Encoder(nn.Module):
 
     def features(self, windows: Tensor) -> Tensor:
         """Return the two int8 views of (B, window, 6), as (B, 12, window) integers in float."""
-        later = windows[:, torch.arange(self.window).add(LAG).clamp(max=self.window - 1)]
         coarse = round_through(windows / COARSE_STEP)
-        fine = round_through((later - windows) / FINE_STEP)
+        fine = round_through(change(windows) / FINE_STEP)
         return torch.cat([coarse, fine], dim=2).transpose(1, 2)
 
     def convolutions(self) -> list["ConvNorm"]:

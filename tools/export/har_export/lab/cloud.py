@@ -12,10 +12,10 @@ from agent.core.manifest import FileEntry
 from agent.core.offload import Doubt, Policy
 from agent.core.settings import CloudSettings
 from agent.pipeline import Pipeline, Scored
-from agent.records import Origin, Prediction, SampleBatch
+from agent.records import Event, Origin, SampleBatch
 from har_export.datasets.records import Data, Recording
 from har_export.lab.result import Result, Table, spread
-from har_export.lab.robustness import even
+from har_export.lab.robustness import even, of_activities
 
 CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Below which a window is asked about."""
@@ -91,7 +91,8 @@ def _shares(board: OrtModel, cloud: OrtModel, recording: Recording, data: Data) 
     """Pass one recording through the agent's pipeline, and what the board doubts of it through the larger model."""
     t_ns, values = even(recording.values, recording.rate_hz)
     samples = [SampleBatch("unseen", t_ns, values, 0)]
-    answers = {sent: _answers(cloud, samples, sent) for sent in SENT}
+    behind = [item for item in Pipeline(cloud, cloud.bundle.manifest).score(samples) if isinstance(item, Scored)]
+    answers = {sent: _answers(cloud, behind, sent) for sent in SENT}
 
     def share(model: OrtModel, settings: CloudSettings, sent: int = 1) -> Share:
         pipeline, policy = Pipeline(model, model.bundle.manifest), Policy(settings)
@@ -101,8 +102,7 @@ def _shares(board: OrtModel, cloud: OrtModel, recording: Recording, data: Data) 
             else item
             for item in pipeline.score(samples)
         ]
-        events = [event for event in pipeline.decide(scored) if isinstance(event, Prediction)]
-        return _judged(events, recording, data)
+        return _judged(pipeline.decide(scored), recording, data)
 
     found = {ALONE: share(board, CloudSettings()), LARGER: share(cloud, CloudSettings())}
     for sent in SENT:
@@ -113,10 +113,9 @@ def _shares(board: OrtModel, cloud: OrtModel, recording: Recording, data: Data) 
     return found
 
 
-def _answers(cloud: OrtModel, samples: Sequence[SampleBatch], sent: int) -> dict[int, tuple[Sequence[float], bool]]:
+def _answers(cloud: OrtModel, scored: Sequence[Scored], sent: int) -> dict[int, tuple[Sequence[float], bool]]:
     """Return what a worker would say of each window, by its number, if so many windows went up; and if it knows it."""
     manifest = cloud.bundle.manifest
-    scored = [item for item in Pipeline(cloud, manifest).score(samples) if isinstance(item, Scored)]
     rows = [item.scores for item in scored]
     if sent > 1 and manifest.context is not None and scored:
         codes = np.concatenate([item.call.codes[item.at : item.at + 1] for item in scored])
@@ -125,17 +124,13 @@ def _answers(cloud: OrtModel, samples: Sequence[SampleBatch], sent: int) -> dict
     return {item.seq: (row, item.known) for item, row in zip(scored, rows, strict=True)}
 
 
-def _judged(events: Sequence[Prediction], recording: Recording, data: Data) -> Share:
+def _judged(events: Sequence[Event], recording: Recording, data: Data) -> Share:
     windows = asked = label = decided = 0
-    for event in events:
-        middle_s = (event.t0_ns + event.t1_ns) / 2e9
-        middle = min(round(middle_s * recording.rate_hz), len(recording.label) - 1)
-        if data.is_activity(recording.label[middle]):
-            truth = data.labels[recording.label[middle]]
-            windows += 1
-            asked += event.origin is Origin.CLOUD
-            label += event.label == truth
-            decided += event.activity == truth
+    for prediction, truth in of_activities(events, recording, data):
+        windows += 1
+        asked += prediction.origin is Origin.CLOUD
+        label += prediction.label == truth
+        decided += prediction.activity == truth
     return Share(windows, asked, label, decided)
 
 

@@ -4,7 +4,7 @@ Models of cross-validation meet their unseen people's recordings once more, each
 own pipeline: a lost sample is interpolated there, another rate resampled.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from agent.adapters.onnx_model import OrtModel
 from agent.errors import InputError
 from agent.pipeline import Pipeline
-from agent.records import Float32Array, Float64Array, Int64Array, Prediction, SampleBatch
+from agent.records import Event, Float32Array, Float64Array, Int64Array, Prediction, SampleBatch
 from har_export.datasets.records import Data, Recording
 from har_export.lab.result import Result, Table, spread
 
@@ -141,23 +141,26 @@ def score(model: OrtModel, data: Data, change: Change, seed: int) -> Score:
     """Score the windows of activities of changed recordings."""
     right = decided = unknown = count = 0
     rng = np.random.default_rng(seed)
-    manifest = model.bundle.manifest
-    half_ns = round(manifest.input.window / manifest.input.rate_hz * 1e9 / 2)
     for recording in data.recordings:
         t_ns, values = change(recording, rng)
-        pipeline = Pipeline(model, manifest)
-        for event in pipeline.feed([SampleBatch("changed", t_ns, values, 0)]):
-            if not isinstance(event, Prediction):
-                continue
-            middle = min(round((event.t0_ns + half_ns) * recording.rate_hz / 1e9), len(recording.label) - 1)
-            label = recording.label[middle]
-            if data.is_activity(label):
-                truth = data.labels[label]
-                count += 1
-                right += event.label == truth
-                decided += event.activity == truth
-                unknown += not event.known
+        pipeline = Pipeline(model, model.bundle.manifest)
+        events = pipeline.feed([SampleBatch("changed", t_ns, values, 0)])
+        for prediction, truth in of_activities(events, recording, data):
+            count += 1
+            right += prediction.label == truth
+            decided += prediction.activity == truth
+            unknown += not prediction.known
     return Score(count, *(n / max(count, 1) for n in (right, decided, unknown)))
+
+
+def of_activities(events: Sequence[Event], recording: Recording, data: Data) -> Iterator[tuple[Prediction, str]]:
+    """Yield the predictions of windows in whose middle the recording is labelled with an activity, and that label."""
+    for event in events:
+        if isinstance(event, Prediction):
+            middle = round((event.t0_ns + event.t1_ns) * recording.rate_hz / 2e9)
+            label = recording.label[min(middle, len(recording.label) - 1)]
+            if data.is_activity(label):
+                yield event, data.labels[label]
 
 
 def run(folds: Sequence[Sequence[tuple[OrtModel, Data]]], command: str, report: Callable[[str], None]) -> Result:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from agent.records import CHANNELS
 from har_export.lab.graph import Graph
-from har_export.network import COARSE_STEP, CODE_STEP, FINE_STEP, LAG, ConvNorm, Network
+from har_export.network import COARSE_STEP, CODE_STEP, FINE_STEP, LAG, ConvNorm, Network, change
 
 WINDOW = 128
 
@@ -23,17 +23,14 @@ WINDOW = 128
 DIFFERENCE = 0.25
 """Standard deviations: the change of a channel that is 1 where a network sees changes; larger ones are clipped."""
 
-_LATER = np.minimum(np.arange(WINDOW) + LAG, WINDOW - 1)
-
 
 def with_difference(windows: Tensor) -> Tensor:
     """Return (B, 128, 12): windows, and beside each channel's value its clipped change over `LAG` samples."""
-    change = windows[:, torch.from_numpy(_LATER)] - windows
-    return torch.cat([windows, (change / DIFFERENCE).clamp(-1, 1)], dim=2)
+    return torch.cat([windows, (change(windows) / DIFFERENCE).clamp(-1, 1)], dim=2)
 
 
 def _draw_change(graph: Graph, window: str) -> str:
-    later = graph.op("Gather", window, graph.constant(_LATER), axis=1)
+    later = graph.op("Gather", window, graph.constant(np.minimum(np.arange(WINDOW) + LAG, WINDOW - 1)), axis=1)
     return graph.op("Sub", later, window)
 
 
