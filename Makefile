@@ -1,6 +1,6 @@
 # Every target sets itself up: a bare Debian or Raspberry Pi OS with make is enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-export lint bench bench-cloud release lock clean
+.PHONY: help demo test test-export lint bench bench-cloud bench-split release lock clean
 
 BIN := .venv/bin
 
@@ -35,6 +35,11 @@ bench: ## speed and memory on this machine, against ONNX Runtime and paho alone;
 bench-cloud: ## edge against cloud over links of 20, 40 and 80 ms; needs root for the links; about three minutes
 	@tools/setup.sh dev
 	$(BIN)/python tools/bench/cloud_link.py $(ARGS)
+
+bench-split: ## a network in parts: the planner's picks, a mobile link, boards in a chain; needs root; about half an hour
+	@tools/setup.sh dev
+	@tools/setup.sh export
+	$(BIN)/python tools/bench/split.py $(ARGS)
 
 release: ## wheel, sdist, an archive for each kind of board, SBOM, checksums: dist/; KEY=release.key.pem signs
 	@tools/setup.sh dev

@@ -24,6 +24,7 @@ from agent.core.settings import (
     MqttSettings,
     OutboxSettings,
     SerialSettings,
+    SplitSettings,
     TelemetrySettings,
     WindowSettings,
     WorkerSettings,
@@ -54,6 +55,7 @@ class Config:
     homeassistant: HomeAssistantSettings = field(default_factory=HomeAssistantSettings)
     commands: CommandSettings = field(default_factory=CommandSettings)
     cloud: CloudSettings = field(default_factory=CloudSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
 
     @property
@@ -62,10 +64,15 @@ class Config:
         return self.cloud.broker or next(iter(self.broker))
 
     @property
+    def split_broker(self) -> str:
+        """Name of the broker that others are asked through to run the rest of the network."""
+        return self.split.broker or next(iter(self.broker))
+
+    @property
     def brokers(self) -> Mapping[str, BrokerSettings]:
-        """What the agent speaks to, the preferred one first: all but the broker that is only there to ask through."""
-        first = next(iter(self.broker), None)
-        return {name: b for name, b in self.broker.items() if name == first or name != self.cloud.broker}
+        """What the agent speaks to, the preferred one first: all but those that are only there to ask through."""
+        first, asked = next(iter(self.broker), None), (self.cloud.broker, self.split.broker)
+        return {name: b for name, b in self.broker.items() if name == first or name not in asked}
 
 
 class Loaded(NamedTuple):
@@ -226,15 +233,32 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     cloud, brokers = config.cloud, config.broker
     if cloud.payload == "window" and cloud.privacy != "window":
         yield "cloud.payload", 'a window may only leave the board with privacy = "window" in [cloud]'
-    if cloud.broker and cloud.broker not in brokers:
-        yield "cloud.broker", f"there is no section [broker.{cloud.broker}]{suggest(cloud.broker, brokers)}"
-    elif cloud.enabled:
-        name = config.cloud_broker
-        if brokers[name].protocol != "5":
-            yield (
-                f"broker.{name}.protocol",
-                'a worker is asked over MQTT 5: set protocol = "5", or another cloud.broker',
-            )
+    yield from _asked_through("cloud", cloud.broker, config.cloud_broker if cloud.enabled else "", brokers)
+    split = config.split
+    if split.cut == "window" and split.privacy != "window":
+        yield "split.cut", 'a window may only leave the board with privacy = "window" in [split]'
+    if split.cut == "auto":
+        if not split.profiles:
+            yield "split.cut", "auto needs profiles: what har-agent profile wrote on this board and on the worker's"
+        for key in ("until", "exit"):
+            if getattr(split, key):
+                yield f"split.{key}", f"auto finds {key} by itself: leave it out, or name a cut"
+    yield from _asked_through("split", split.broker, config.split_broker if split.asks else "", brokers)
+    if config.worker.next == config.worker.service:
+        yield "worker.next", "a worker cannot pass on to its own service: name that of the workers that go on"
+
+
+def _asked_through(
+    section: str, named: str, used: str, brokers: Mapping[str, BrokerSettings]
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with the broker of a section that asks workers. `used`: by its name, empty where none is."""
+    if named and named not in brokers:
+        yield f"{section}.broker", f"there is no section [broker.{named}]{suggest(named, brokers)}"
+    elif used and brokers[used].protocol != "5":
+        yield (
+            f"broker.{used}.protocol",
+            f'a worker is asked over MQTT 5: set protocol = "5", or another {section}.broker',
+        )
 
 
 def _convert(value: Any, kind: Any) -> Any:

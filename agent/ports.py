@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from numpy.typing import NDArray
 
 from agent.records import (
     Ack,
@@ -19,6 +21,7 @@ from agent.records import (
 )
 
 if TYPE_CHECKING:
+    from agent.core.manifest import Exit, Manifest
     from agent.core.slots import Slot, SlotState
 
 
@@ -186,7 +189,7 @@ class Link(Protocol):
 
 
 class Cloud(Protocol):
-    """Workers behind a broker, which may answer. Nothing here blocks on the network, or raises for it."""
+    """Workers behind a broker, which may answer. Only `wait` blocks on the network, and nothing raises for it."""
 
     @property
     def connected(self) -> bool:
@@ -202,8 +205,77 @@ class Cloud(Protocol):
     def answers(self) -> list[CloudReply]:
         """Return what came since the last call: any number for a request, and for requests that were never sent."""
 
+    def wait(self, timeout_s: float) -> bool:
+        """Block until there are `answers` to take, `timeout_s` at most; whether there are."""
+
     def close(self) -> None:
         """Disconnect. Blocks no longer than its own deadline. Idempotent."""
+
+
+class Cut(Protocol):
+    """A tensor at which a network can be cut in two; bytes and shape are those of one window."""
+
+    @property
+    def name(self) -> str:
+        """As the graph calls it."""
+
+    @property
+    def bytes(self) -> int:
+        """What goes over the link."""
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of its type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without the axis of the batch."""
+
+
+class Parts(Protocol):
+    """A network that scores windows, or a part of one, which runs from any cut in it to any behind that."""
+
+    @property
+    def id(self) -> str:
+        """Of the bundle that holds the whole network."""
+
+    @property
+    def network(self) -> bytes:
+        """The first bytes of the SHA-256 of that bundle's manifest."""
+
+    @property
+    def manifest(self) -> "Manifest":
+        """Of that bundle; of a segment's own, what it has of that."""
+
+    @property
+    def cuts(self) -> Sequence[Cut]:
+        """Where it can begin, in order."""
+
+    @property
+    def until(self) -> str:
+        """The tensor that it ends with; empty where that is the network's end."""
+
+    @property
+    def exits(self) -> "Sequence[Exit]":
+        """Heads that can answer in place of the end."""
+
+    def values(self, at: str, data: bytes, count: int) -> NDArray[Any]:
+        """Return the tensor `at` of so many windows.
+
+        Raises:
+            ValueError: it cannot begin there, or `data` has another size.
+        """
+
+    def run(self, at: str, until: str, values: NDArray[Any], exit: str = "") -> NDArray[Any] | Scores:  # noqa: A002
+        """Go on from `at` up to the tensor `until`; where that is empty, to the scores of an exit, or else of the end.
+
+        CPU-bound, does not wait for anything.
+
+        Raises:
+            InferenceError: the runtime refused the call.
+            ModelContractError: it refused the part.
+            ValueError: there are no such tensors or exit, or not in this order.
+        """
 
 
 class SlotStore(Protocol):

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from fakes import FakeClock, FakeCloud, FakeModel, even_times, manifest, signal
 
+from agent.app.split import open_parts
 from agent.core.coverage import Coverage, Covered
 from agent.core.health import Health, HealthCode
 from agent.core.histogram import Histogram
 from agent.core.messages import StatusMessage
-from agent.core.settings import CloudSettings, WorkerSettings
+from agent.core.settings import CloudSettings, SplitSettings, WorkerSettings
 from agent.core.wire import encode
 from agent.pipeline import Pipeline, StreamCounts
 from agent.records import (
@@ -31,6 +32,7 @@ from agent.runtime.commands import Commands
 from agent.runtime.fallback import Fallback
 from agent.runtime.publisher import Publisher
 from agent.runtime.serving import Serving, ServingFacts, ServingParts
+from agent.runtime.split import SplitModel
 from agent.runtime.telemetry import HostFigures, Telemetry
 from agent.runtime.worker import Worker
 
@@ -96,14 +98,15 @@ class _Kept:
 
 
 def _telemetry(telemetry: Telemetry, streams: dict[str, StreamCounts], host: HostFigures):
-    kept, cloud = _Kept(), None
+    kept, cloud, split = _Kept(), None, None
     if streams:
         clock = FakeClock()
         pipeline = Pipeline(FakeModel(), manifest())
         fallback = Fallback(CloudSettings(when="always"), FakeCloud(clock), pipeline, clock, lambda: b"1")
         fallback.take(pipeline.score([SampleBatch("waist", even_times(128), signal(128), 0)]), {})
         cloud = fallback.figures()
-    return telemetry.snapshot(streams, "har-base@3f9c1a7e", 5, {Loss.RETAINED: 2}, kept, kept, host, cloud)
+        split = SplitModel(SplitSettings(cut="code"), clock, open_parts, FakeCloud(clock)).figures()
+    return telemetry.snapshot(streams, "har-base@3f9c1a7e", 5, {Loss.RETAINED: 2}, kept, kept, host, cloud, split)
 
 
 def _turns(streams: Sequence[str]) -> list[Turn]:

@@ -278,6 +278,13 @@ class FakeCloud:
         said, self._said = self._said, []
         return said
 
+    def wait(self, timeout_s: float) -> bool:
+        """Let the time pass until something has come."""
+        until_ns = self._clock.now_ns + round(timeout_s * 1e9)
+        due_ns = min((reply.t_ns for reply in self._said), default=until_ns + 1)
+        self._clock.now_ns = max(self._clock.now_ns, min(due_ns, until_ns))
+        return due_ns <= until_ns
+
     def close(self) -> None:
         self.connected, self.closed = False, True
 

@@ -4,7 +4,9 @@ import io
 
 import numpy as np
 
+from agent.adapters.bundle import read_golden
 from agent.adapters.onnx_model import OrtModel
+from agent.adapters.onnx_parts import Parts
 from agent.core.manifest import (
     CONTEXT,
     NOVELTY,
@@ -15,13 +17,15 @@ from agent.core.manifest import (
     FileEntry,
     Input,
     Manifest,
+    Segment,
     dump,
     sha256,
 )
 from agent.core.normalise import Normalisation
+from agent.core.onnx_wire import TYPES
 
 LABELS = ("still", "moving", "turning")
-DTYPES = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int64): 7}
+DTYPES = {np.dtype(kind): number for number, kind in TYPES.items()}
 
 
 def varint(value):
@@ -146,6 +150,17 @@ def novelty(p="n"):
     )
 
 
+def exit_head(at="eb", p="x", labels=3, opset=17):
+    """Four floats inside of `encoder` -> logits, and the greatest of them as novelty."""
+    return model(
+        [node("MatMul", f"{at} {p}0", "logits"), node("ReduceMax", "logits", "novelty", axes=[1], keepdims=0)],
+        [value(at, np.float32, "batch", 4)],
+        [value("logits", np.float32, "batch", labels), value("novelty", np.float32, "batch")],
+        {f"{p}0": _weights(4, labels)},
+        opset,
+    )
+
+
 def context(windows, labels=3):
     """`codes` -> `logits` of their mean."""
     return model(
@@ -189,12 +204,34 @@ def write_bundle(folder, windows=0, novel=False, graphs=None, **changes):
     if windows:
         codes = rng.integers(-128, 128, (5, windows, 4)).astype(np.int8)
         golden |= {"codes": codes, "context_logits": model.contextualise(codes)}
+    return write_files(folder, manifest._replace(**changes), {**contents, **(graphs or {})}, golden)
+
+
+def write_segment(folder, whole, at="window", until="", **changes):
+    """Write the part of a whole bundle from one tensor to another as a bundle, and return its folder.
+
+    `changes` are made to the manifest.
+    """
+    parts = Parts(whole)
+    windows = whole.manifest.normalisation.apply(read_golden(whole).window)
+    takes = windows if at == "window" else parts.run("window", at, windows)
+    gives = parts.run("window", until, windows)
+    golden = {"takes": takes, **({"gives": gives} if until else gives._asdict())}
+    segment = Segment(whole.id, whole.digest, at, until)
+    facts = {"name": "part", "context": None, "exits": (), "segment": segment}
+    manifest = whole.manifest._replace(**{**facts, **changes})
+    heads = {one.file: whole.contents[one.file] for one in manifest.exits}
+    return write_files(folder, manifest, {"segment.onnx": parts.part(at, until), **heads}, golden)
+
+
+def write_files(folder, manifest, contents, golden):
+    """Write a bundle: its files, golden vectors made of these arrays, and the manifest; return its folder."""
     packed = io.BytesIO()
     np.savez(packed, **golden)
-    contents |= {"golden.npz": packed.getvalue(), "CARD.md": b"tiny", **(graphs or {})}
+    contents = {"golden.npz": packed.getvalue(), "CARD.md": b"tiny", **contents}
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
-    (folder / "manifest.json").write_bytes(dump(manifest._replace(files=files, **changes)))
+    (folder / "manifest.json").write_bytes(dump(manifest._replace(files=files)))
     return folder

@@ -17,16 +17,14 @@ Saying = Callable[[bytes], list[bytes]]
 class PlayedWorker:
     """A client that answers requests as it is told to."""
 
-    def __init__(self, port: int, say: Saying) -> None:
+    def __init__(self, port: int, say: Saying, service: str = "har-cloud") -> None:
         self.say = say
         self.requests: list[bytes] = []
         self.held: list[tuple[str, bytes, bytes]] = []
         """Where answers would have gone: topic, correlation data, request."""
         self._ready = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, "worker", protocol=MQTTProtocolVersion.MQTTv5)
-        self._client.on_connect = lambda client, *_: client.subscribe(
-            f"$share/w/{request_topic('har', 'har-cloud')}", 0
-        )
+        self._client.on_connect = lambda client, *_: client.subscribe(f"$share/w/{request_topic('har', service)}", 0)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._on_message
         self._client.connect("127.0.0.1", port)

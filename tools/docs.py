@@ -118,7 +118,7 @@ def figures() -> str:
     out = [GENERATED, "# Figures\n\nMeasured, each by the command above its table; none is typed by hand.\n"]
     accuracy, speed, live, memory = (_load(name) for name in ("crossval", "bench", "run", "memory"))
     fleet, board, litert = (_load(name) for name in ("fleet", "board_vm", "litert"))
-    worker, link = _load("cloud_worker"), _load("cloud_link")
+    worker, link, split = (_load(name) for name in ("cloud_worker", "cloud_link", "split"))
     if accuracy:
         out += _accuracy(accuracy)
     if speed:
@@ -135,6 +135,8 @@ def figures() -> str:
         out += _worker(worker)
     if link:
         out += _link(link)
+    if split:
+        out += _split(split)
     if fleet:
         out += _fleet(fleet)
     if board:
@@ -225,7 +227,7 @@ def results() -> str:
     return "".join(out)
 
 
-LAB = ("zoo", "ladder", "reduction", "edge_learning", "robustness", "novelty", "finetune", "cloud")
+LAB = ("zoo", "ladder", "reduction", "edge_learning", "robustness", "novelty", "finetune", "cloud", "exits")
 """Result files in the order of the page."""
 
 
@@ -328,6 +330,66 @@ _INVOKED = (("edge_ms", " here"), ("worker_ms", " there"))
 
 def _ms(quantiles: dict[str, float]) -> str:
     return f"{quantiles['p50']:.2f} / {quantiles['p95']:.2f}"
+
+
+def _split(r: dict[str, Any]) -> Iterator[str]:
+    yield '\n## A network in parts\n\n`make bench-split ARGS="--json docs/results/split.json"`, on '
+    yield f"{r['machine']['cores']} cores of {r['machine']['cpu']}. The network is tools/bench/network.py's: random "
+    yield f"weights, int8, {r['grid']['profile']['whole_us'] / 1e3:.1f} ms a window on a core of its own. A board is "
+    yield "the agent's executor, or a worker, with a share of a core, by a cgroup's quota of real-time processes every "
+    yield f"{r['shares']['period_ms']:g} ms: one of CFS is not felt by what is shorter than it. How fast that makes it "
+    yield "is measured: caches are cold in a share. Packets are carried in user space, at the rate and with the round "
+    yield "trip of the link.\n"
+    yield from _grid(r["grid"])
+    yield from _trace(r["trace"])
+    yield from _slices(r["slices"])
+
+
+def _grid(r: dict[str, Any]) -> Iterator[str]:
+    cells = r["cells"]
+    yield "\n### What the planner picks\n\n"
+    yield f"One window after another, {r['rounds']} runs of each way to run the network, in turn; medians. The planner "
+    yield "knows the profile of this machine, the measured speed of the board, and what the estimator learned of the "
+    yield f"link from {r['warm_rounds']} requests at each cut before. {len(r['left_out'])} cuts are left out, which "
+    yield "have no fewer bytes than an earlier one. The table has the pick, its time, and that over the best one's.\n\n"
+    rates = sorted({c["mbit"] for c in cells})
+    yield f"| board | link | {' | '.join(f'{rate:g} Mbit/s' for rate in rates)} |\n|{'---|' * (len(rates) + 2)}\n"
+    for s in r["speeds"]:
+        for rtt in sorted({c["rtt_ms"] for c in cells}):
+            row = {c["mbit"]: c for c in cells if (c["share"], c["rtt_ms"]) == (s["share"], rtt)}
+            picks = (f"{c['pick']}, {c['ms'][c['pick']]:.1f} ms, {c['ratio']:.2f}" for c in map(row.__getitem__, rates))
+            yield f"| {s['share']:.0%}, {s['whole_ms']['p50']:.1f} ms | {rtt:g} ms | {' | '.join(picks)} |\n"
+    yield f"\nWithin 5 % of the best in **{r['near_pct']:.1f} %** of {len(cells)} cells; at the worst "
+    yield f"{r['worst_ratio']:.2f} times the best, and **{r['worst_against_one_place']:.2f} times** the better of all "
+    yield f"here and all there. Predictions are off by {r['prediction_off_pct']:.1f} % in the median. The best was "
+    yield ", ".join(f"{way} in {n}" for way, n in r["best"].items())
+    yield ".\n"
+
+
+def _trace(r: dict[str, Any]) -> Iterator[str]:
+    third, two_thirds, end = r["board_ms"]
+    _, rtts, rates = zip(*r["link"], strict=True)
+    yield f"\n### A mobile link\n\n{r['seconds']:g} s with 0 to {max(rates):.0f} Mbit/s, round trips of "
+    yield f"{min(rtts):.0f} to {max(rtts):.0f} ms, and no link for {sum(not rate for rate in rates)} s; "
+    yield f"{r['windows_per_s']:g} windows a second. A board with {r['share']:.0%} of a core takes {third:.0f} ms to "
+    yield f"the first exit, {two_thirds:.0f} to the second and {end:.0f} to the end; the deadline is "
+    yield f"{r['deadline_ms']:.0f} ms. How right an exit is, is what {r['of']} says of its own.\n\n"
+    yield "| plan | in time | accuracy | if what is late is wrong | p50 / p99, ms | answered by |\n"
+    yield "|---|---|---|---|---|---|\n"
+    for row in [*r["plans"], r["auto"]]:
+        name = row["cut"] if row["exit"] == "end" or row["cut"] == "auto" else f"{row['cut']}, exit {row['exit']}"
+        answered = ", ".join(f"{n} {way}" for way, n in row["exits"].items())
+        yield f"| {name} | {row['in_time_pct']:.1f} % | {row['accuracy']:.4f} | {row['useful']:.4f} "
+        yield f"| {row['ms']['p50']:.0f} / {row['ms']['p99']:.0f} | {answered} |\n"
+
+
+def _slices(r: dict[str, Any]) -> Iterator[str]:
+    yield f"\n### Boards in a chain\n\nWorkers of {r['share']:.0%} of a core behind one another, slices by `har-export "
+    yield f"slice`, requests of {r['batch']} windows, as many as keep all of them busy.\n\n"
+    yield "| boards | windows a second | of one board | a request, p50, ms | bit for bit |\n|---|---|---|---|---|\n"
+    for row in r["rows"]:
+        yield f"| {row['boards']} | {row['windows_per_s']:.1f} | {row['times']:.2f} | {row['ms']['p50']:.0f} "
+        yield f"| {'yes' if row['exact'] else 'no'} |\n"
 
 
 def _fleet(r: dict[str, Any]) -> Iterator[str]:

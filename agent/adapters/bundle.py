@@ -5,6 +5,7 @@ it is written anywhere before it is verified.
 """
 
 import io
+import math
 import os
 import re
 import stat
@@ -12,12 +13,33 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.core import onnx_wire, tar
-from agent.core.manifest import CONTEXT, REQUIRED_FILES, SIZE_CAPS, Bundle, Golden, check_file, parse, sha256
+from agent.core.cuts import bridges
+from agent.core.manifest import (
+    CODE,
+    CONTEXT,
+    REQUIRED_FILES,
+    SEGMENT,
+    SEGMENT_FILES,
+    SIZE_CAPS,
+    WINDOW,
+    Bundle,
+    Golden,
+    Manifest,
+    Segment,
+    SegmentGolden,
+    check_file,
+    parse,
+    sha256,
+)
+from agent.core.onnx_wire import FLOAT, INT8, TYPES, Value
 from agent.errors import ModelContractError
+from agent.records import Scores
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -33,6 +55,9 @@ TOTAL_CAP = 32 << 20
 GOLDEN_CAP = 16 << 20
 """Most that golden vectors may unpack to, in bytes."""
 
+TENSOR_CAP = 1 << 20
+"""Most bytes of what a segment may take or give of one window."""
+
 MAX_OPSET = 21
 ALLOWED_OPERATORS = frozenset({
     "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DequantizeLinear", "Div",
@@ -41,6 +66,9 @@ ALLOWED_OPERATORS = frozenset({
     "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Operators of the standard domain that a bundle may use: arithmetic on tensors, no control flow, no I/O."""
+
+_Array = tuple[str, tuple[int, ...]]
+"""What an array holds, by numpy's name, and its shape without the first axis."""
 
 
 def builtin_models() -> Path:
@@ -118,7 +146,8 @@ def check_files(files: Mapping[str, bytes]) -> Bundle:
         if len(files.get(name, b"")) > cap:
             raise ModelContractError(f"{name} is larger than {cap} bytes, the most that is allowed for it")
     manifest = parse(manifest_bytes)
-    missing = [name for name in REQUIRED_FILES if name not in manifest.files]
+    required = SEGMENT_FILES if manifest.segment else REQUIRED_FILES
+    missing = [name for name in (*required, *(e.file for e in manifest.exits)) if name not in manifest.files]
     if missing:
         raise ModelContractError(f"{manifest.name}: the manifest does not list {', '.join(missing)}")
     if (manifest.context is None) != (CONTEXT not in manifest.files):
@@ -142,6 +171,9 @@ def check_files(files: Mapping[str, bytes]) -> Bundle:
         if name.endswith(".onnx"):
             _check_onnx(name, data)
         contents[name] = data
+    if manifest.segment:
+        _check_segment(manifest, manifest.segment, contents[SEGMENT])
+    _check_exits(manifest, contents)
     return Bundle(manifest, sha256(manifest_bytes), contents)
 
 
@@ -167,15 +199,46 @@ def read_golden(bundle: Bundle) -> Golden:
         ModelContractError: `golden.npz` cannot be read or does not fit the manifest.
     """
     manifest = bundle.manifest
-    wanted: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
-        "window": (np.float32, (manifest.input.window, len(manifest.input.channels))),
-        "code": (np.int8, manifest.code.shape),
-        "logits": (np.float32, (len(manifest.labels),)),
-        "novelty": (np.float64, ()),
+    wanted: dict[str, _Array] = {
+        "window": ("float32", (manifest.input.window, len(manifest.input.channels))),
+        **_scores(manifest),
     }
     if manifest.context:
-        wanted["codes"] = (np.int8, (manifest.context.windows, *manifest.code.shape))
-        wanted["context_logits"] = (np.float32, (len(manifest.labels),))
+        wanted["codes"] = ("int8", (manifest.context.windows, *manifest.code.shape))
+        wanted["context_logits"] = ("float32", (len(manifest.labels),))
+    return Golden(**_golden(bundle, wanted))
+
+
+def read_segment_golden(bundle: Bundle) -> SegmentGolden:
+    """Return the golden vectors of a bundle that holds a part of a network.
+
+    Raises:
+        ModelContractError: `golden.npz` cannot be read or does not fit what the graph declares.
+    """
+    inputs, outputs = onnx_wire.signature(bundle.contents[SEGMENT])
+    takes = {"takes": _array(inputs[0])}
+    if len(outputs) == 1:
+        arrays = _golden(bundle, {**takes, "gives": _array(outputs[0])})
+        return SegmentGolden(arrays["takes"], arrays["gives"])
+    arrays = _golden(bundle, {**takes, **_scores(bundle.manifest)})
+    return SegmentGolden(arrays.pop("takes"), Scores(**arrays))
+
+
+def _array(value: Value) -> _Array:
+    """What a tensor that `_check_segment` has passed is in golden vectors."""
+    return TYPES[value.dtype], tuple(n for n in value.shape[1:] if n)
+
+
+def _scores(manifest: Manifest) -> dict[str, _Array]:
+    return {
+        "code": ("int8", manifest.code.shape),
+        "logits": ("float32", (len(manifest.labels),)),
+        "novelty": ("float64", ()),
+    }
+
+
+def _golden(bundle: Bundle, wanted: Mapping[str, _Array]) -> dict[str, npt.NDArray[Any]]:
+    """Read the arrays that are `wanted`, by name; all have a row a window but those of a context."""
     try:
         with zipfile.ZipFile(io.BytesIO(bundle.contents["golden.npz"])) as packed:
             inflated = sum(entry.file_size for entry in packed.infolist())
@@ -187,12 +250,12 @@ def read_golden(bundle: Bundle) -> Golden:
         raise ModelContractError(f"golden.npz cannot be read: {e}") from e
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     for name, (kind, shape) in wanted.items():
-        n = lengths["codes" if name in ("codes", "context_logits") else "window"]
+        n = lengths["codes" if name in ("codes", "context_logits") else next(iter(wanted))]
         if arrays[name].shape != (n, *shape) or arrays[name].dtype != kind:
             raise ModelContractError("golden.npz does not have the shapes and types that the manifest says")
     if 0 in lengths.values():
         raise ModelContractError("golden.npz holds no windows")
-    return Golden(**arrays)
+    return arrays
 
 
 def _check_onnx(name: str, data: bytes) -> None:
@@ -214,6 +277,56 @@ def _check_onnx(name: str, data: bytes) -> None:
         foreign.add("local functions")
     if foreign:
         raise ModelContractError(f"{name} uses {', '.join(sorted(foreign))}, which a bundle may not")
+
+
+def _check_segment(manifest: Manifest, segment: Segment, graph: bytes) -> None:
+    """Hold what a part of a network declares against the manifest."""
+    if manifest.context:
+        raise ModelContractError(f"{manifest.name}: a part of a network has no context, the board has it")
+    inputs, outputs = onnx_wire.signature(graph)
+    known = {
+        WINDOW: Value(WINDOW, FLOAT, (None, manifest.input.window, len(manifest.input.channels))),
+        CODE: Value(CODE, INT8, (None, *manifest.code.shape)),
+    }
+    ends = ([] if segment.at == CODE else [known[CODE]]) + _scored(manifest)
+    for side, found, wanted in (
+        ("input", inputs, [known.get(segment.at)]),
+        ("output", outputs, [known.get(segment.until)] if segment.until else ends),
+    ):
+        name = segment.at if side == "input" else segment.until
+        # Of a tensor inside of the network, the manifest knows the name alone.
+        if found != wanted and not (wanted == [None] and len(found) == 1 and found[0].name == name and _fits(found[0])):
+            raise ModelContractError(f"{SEGMENT}: its {side} is not what the manifest means")
+
+
+def _fits(value: Value) -> bool:
+    """Whether a part may take or give this: so many numbers of a known type for each window."""
+    batch, *sizes = value.shape or (0,)
+    itemsize = np.dtype(TYPES[value.dtype]).itemsize if value.dtype in TYPES else TENSOR_CAP + 1
+    return batch is None and all(sizes) and math.prod(n or 0 for n in sizes) * itemsize <= TENSOR_CAP
+
+
+def _check_exits(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    """Hold the heads of exits against the manifest, and the tensors that they read against the network."""
+    unknown = {name for name in contents if name.startswith("exit-")} - {one.file for one in manifest.exits}
+    if unknown:
+        raise ModelContractError(f"{manifest.name}: the manifest has no exit for {', '.join(sorted(unknown))}")
+    if not manifest.exits:
+        return
+    inside = set(bridges(contents[SEGMENT if manifest.segment else "encoder.onnx"]))
+    if manifest.segment:
+        inside.add(manifest.segment.until)
+    for one in manifest.exits:
+        if one.at not in inside:
+            raise ModelContractError(f"{manifest.name}: exit {one.name} reads {one.at}, which is no cut of the network")
+        inputs, outputs = onnx_wire.signature(contents[one.file])
+        if [value.name for value in inputs] != [one.at] or outputs != _scored(manifest):
+            raise ModelContractError(f"{one.file}: it must take {one.at}, and give logits and novelty as the end does")
+
+
+def _scored(manifest: Manifest) -> list[Value]:
+    """What the end of a network declares, and so must a head."""
+    return [Value("logits", FLOAT, (None, len(manifest.labels))), Value("novelty", FLOAT, (None,))]
 
 
 def _unpack(data: bytes, what: str) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ pause: most of its time goes into cold caches, once a session.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,15 +87,18 @@ class OrtModel:
         Raises:
             ModelContractError: a graph cannot be opened, or its inputs and outputs are not the manifest's.
         """
+        if bundle.manifest.segment is not None:
+            raise ModelContractError(
+                f"{bundle.id} holds a part of {bundle.manifest.segment.of}, which labels nothing by itself: a worker "
+                "serves it (har-agent cloud-worker); here, name the bundle of the whole"
+            )
         self.bundle = bundle
         self.id = bundle.id
         self.labels = bundle.manifest.labels
         self.context_windows = bundle.manifest.context.windows if bundle.manifest.context else 0
         self._novel = NOVELTY in bundle.contents
         self._sessions: dict[str, ort.InferenceSession] = {}
-        for name, takes, gives in _signatures(bundle.manifest):
-            if name in bundle.contents:
-                _check(name, bundle.contents[name], takes, gives)
+        check_signatures(bundle)
         self.scoring = [self._opened(name, graph) for name, graph in scoring_graphs(bundle).items()]
         """What a window is scored with: the first takes `window`, others `code`."""
         self.context = self._opened(CONTEXT, bundle.contents[CONTEXT]) if self.context_windows else None
@@ -173,30 +176,14 @@ class OrtModel:
         Raises:
             ModelContractError: this board does not compute what the bundle's builder did.
         """
+        in_context = []
         try:
             got = self.infer(self.bundle.manifest.normalisation.apply(golden.window))
-            graded = [(got.logits, golden.logits)]
             if golden.codes is not None and golden.context_logits is not None:
-                graded.append((self.contextualise(golden.codes), golden.context_logits))
+                in_context = [(self.contextualise(golden.codes), golden.context_logits)]
         except InferenceError as e:
             raise ModelContractError(str(e)) from e
-        shapes = [(a.shape, b.shape) for a, b in graded]
-        shapes += [(got.code.shape, golden.code.shape), (got.novelty.shape, golden.novelty.shape)]
-        if any(ours != theirs for ours, theirs in shapes):
-            raise ModelContractError(f"{self.id}: its graphs do not give the shapes that they declare")
-        ours, theirs = (np.concatenate(side) for side in zip(*graded, strict=True))
-        off_code = int(np.abs(got.code.astype(np.int16) - golden.code).max())
-        off_logits = float(np.abs(ours - theirs).max())
-        least = self.bundle.manifest.calibration.novelty_threshold / 4
-        off_novelty = float((np.abs(got.novelty - golden.novelty) / np.maximum(golden.novelty, least)).max())
-        wrong = int((ours.argmax(1) != theirs.argmax(1)).sum())
-        if wrong or not (
-            off_code <= CODE_TOLERANCE and off_logits <= LOGIT_TOLERANCE and off_novelty <= NOVELTY_TOLERANCE
-        ):
-            raise ModelContractError(
-                f"{self.id} fails its golden vectors on this board: {wrong} of {len(ours)} labels differ, code off "
-                f"by {off_code} steps, logits by {off_logits:.3g}, novelty by {off_novelty:.1%}"
-            )
+        check_golden(self.bundle, got, Scores(golden.logits, golden.code, golden.novelty), in_context)
 
     def _alone(self, name: str) -> ort.InferenceSession:
         return self._opened(name, self.bundle.contents[name])
@@ -205,6 +192,43 @@ class OrtModel:
         if name not in self._sessions:
             self._sessions[name] = open_session(name, graph)
         return self._sessions[name]
+
+
+def check_golden(
+    bundle: Bundle, got: Scores, golden: Scores, others: Sequence[tuple[Float32Array, Float32Array]] = ()
+) -> None:
+    """Hold scores of golden windows against what they must be; `others`: more logits that were got, and must be.
+
+    Raises:
+        ModelContractError: this board does not compute what the bundle's builder did.
+    """
+    graded = [(got.logits, golden.logits), *others]
+    shapes = [(a.shape, b.shape) for a, b in graded]
+    shapes += [(got.code.shape, golden.code.shape), (got.novelty.shape, golden.novelty.shape)]
+    if any(ours != theirs for ours, theirs in shapes):
+        raise ModelContractError(f"{bundle.id}: its graphs do not give the shapes that they declare")
+    ours, theirs = (np.concatenate(side) for side in zip(*graded, strict=True))
+    off_code = int(np.abs(got.code.astype(np.int16) - golden.code).max())
+    off_logits = float(np.abs(ours - theirs).max())
+    least = bundle.manifest.calibration.novelty_threshold / 4
+    off_novelty = float((np.abs(got.novelty - golden.novelty) / np.maximum(golden.novelty, least)).max())
+    wrong = int((ours.argmax(1) != theirs.argmax(1)).sum())
+    if wrong or not (off_code <= CODE_TOLERANCE and off_logits <= LOGIT_TOLERANCE and off_novelty <= NOVELTY_TOLERANCE):
+        raise ModelContractError(
+            f"{bundle.id} fails its golden vectors on this board: {wrong} of {len(ours)} labels differ, code off "
+            f"by {off_code} steps, logits by {off_logits:.3g}, novelty by {off_novelty:.1%}"
+        )
+
+
+def check_signatures(bundle: Bundle) -> None:
+    """Hold what the graphs of a bundle declare against its manifest: a fused session does not show what is inside.
+
+    Raises:
+        ModelContractError: they declare something else.
+    """
+    for name, takes, gives in _signatures(bundle.manifest):
+        if name in bundle.contents:
+            _check(name, bundle.contents[name], takes, gives)
 
 
 def _signatures(manifest: Manifest) -> Iterator[tuple[str, Value, Value]]:
@@ -221,7 +245,6 @@ def _signatures(manifest: Manifest) -> Iterator[tuple[str, Value, Value]]:
 
 
 def _check(name: str, graph: bytes, takes: Value, gives: Value) -> None:
-    """Hold what a graph declares against the manifest: a fused session does not show what is inside."""
     inputs, outputs = onnx_wire.signature(graph)
     for side, found, wanted in (("input", inputs, takes), ("output", outputs, gives)):
         if found != [wanted]:

@@ -168,6 +168,7 @@ def check_board(config: Config | None, places: Places = _PLACES, clock: Clock | 
         for name, broker in config.broker.items():
             yield from check_broker(name, broker, clock)
         yield from check_cloud(config)
+        yield from check_split(config)
         yield from check_model(config)
         yield from check_state_dir(config, places)
         yield check_runtime_dir(config)
@@ -304,6 +305,37 @@ def check_cloud(config: Config) -> Iterator[Finding]:
         what = "samples" + (f", with the {settings.windows - 1} before each" if settings.windows > 1 else "")
     text = f"windows in doubt ({settings.when}) may leave the board as {what}: through broker {config.cloud_broker}, "
     yield Finding("cloud", OK, f"{text}to workers of the service {settings.service}")
+
+
+def check_split(config: Config) -> Iterator[Finding]:
+    """Try whether the configured bundle can be run as `[split]` says, if it is used, and say what may leave the board.
+
+    A bundle that cannot be used at all is told by `check_model`.
+    """
+    settings = config.split
+    if not settings.enabled:
+        return
+    from agent.app.compose import open_model
+    from agent.app.split import open_split
+
+    try:
+        trouble = open_split(config, SystemClock()).around(open_model(config.model.bundle)).trouble
+    except ConfigError as e:
+        trouble = str(e)
+    except (ModelContractError, InferenceError):
+        return
+    if trouble is not None:
+        yield Finding("split", ERROR, trouble, 'correct that, or set cut = "off" in [split]: all of it runs here then')
+        return
+    if not settings.asks:
+        yield Finding("split", OK, "nothing leaves the board: windows that an exit is sure of stop there")
+        return
+    best = "as a tensor, or as samples" if settings.privacy == "window" else "as a tensor"
+    what = {"auto": f"{best}, at the cut that is best", "window": "as samples"}.get(
+        settings.cut, f"as the tensor {settings.cut}"
+    )
+    text = f"every window may leave the board {what}: through broker {config.split_broker}, to workers of the service "
+    yield Finding("split", OK, f"{text}{settings.service}")
 
 
 def check_broker(name: str, broker: BrokerSettings, clock: Clock) -> Iterator[Finding]:

@@ -79,6 +79,10 @@ def check_connections(
         name = config.cloud_broker
         tell(f"connecting to broker {name} as who asks the cloud")
         yield _connect_cloud(name, config, clock, running)
+    if config.split.asks:
+        name = config.split_broker
+        tell(f"connecting to broker {name} as who asks for the rest of the network")
+        yield _connect_split(name, config, clock, running)
     if config.mqtt_in.filter and (not config.mqtt_in.broker or config.mqtt_in.broker in config.broker):
         tell(f"listening to {config.mqtt_in.filter} for {seconds:g} s")
         yield from _connect_devices(config, seconds, clock, running)
@@ -481,16 +485,35 @@ def _connect_cloud(name: str, config: Config, clock: Clock, running: int | None)
     cloud = Requester(
         agent, broker, config.mqtt, config.cloud, clock, credentials=credentials_dir(), client_id=client_id
     )
-    with closing(cloud):
-        cloud.start()
-        end_ns = clock.monotonic_ns() + round(config.mqtt.connect_timeout_s * 1e9)
-        while not cloud.connected and cloud.problem is None and clock.monotonic_ns() < end_ns:
-            clock.sleep(_POLL_S)
-        if cloud.connected:
-            return Finding("cloud", OK, f"connected to broker {name}; nothing was asked")
-        problem = cloud.problem or f"{broker.host}:{broker.port} did not answer"
+    problem = _asks(cloud, broker, config, clock)
+    if problem is None:
+        return Finding("cloud", OK, f"connected to broker {name}; nothing was asked")
     fix = 'correct that, or set when = "off" in [cloud]; windows in doubt are decided here meanwhile'
     return Finding("cloud", WARNING, f"broker {name}, through which the cloud is asked: {problem}", fix)
+
+
+def _connect_split(name: str, config: Config, clock: Clock, running: int | None) -> Finding:
+    """Connect to where the rest of the network is asked for, as the agent does; nothing is asked."""
+    from agent.app.split import open_requester
+
+    asking = open_requester(config, agent_name(config), clock, client_id=f"{_client_id(config, running)}-split")
+    problem = _asks(asking, config.broker[name], config, clock)
+    if problem is None:
+        return Finding("split", OK, f"connected to broker {name}; nothing was asked")
+    fix = 'correct that, or set cut = "off" in [split]; all of the network runs here meanwhile'
+    return Finding(
+        "split", WARNING, f"broker {name}, through which the rest of the network is asked for: {problem}", fix
+    )
+
+
+def _asks(asking: Requester, broker: BrokerSettings, config: Config, clock: Clock) -> str | None:
+    """Return why nothing could be asked, None if it could."""
+    with closing(asking):
+        asking.start()
+        end_ns = clock.monotonic_ns() + round(config.mqtt.connect_timeout_s * 1e9)
+        while not asking.connected and asking.problem is None and clock.monotonic_ns() < end_ns:
+            clock.sleep(_POLL_S)
+        return None if asking.connected else asking.problem or f"{broker.host}:{broker.port} did not answer"
 
 
 def _connect_devices(config: Config, seconds: float, clock: Clock, running: int | None) -> Iterator[Finding]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.adapters.bundle import find_bundle, load_bundle, read_golden
+from agent.adapters.bundle import find_bundle, load_bundle, read_golden, read_segment_golden
 from agent.config import Config, load
-from agent.core.manifest import Manifest
+from agent.core.manifest import Bundle, Manifest
 from agent.core.settings import BrokerSettings
 from agent.errors import ConfigError, UsageError
 from agent.pipeline import Pipeline
@@ -15,6 +15,7 @@ from agent.ports import Model
 
 if TYPE_CHECKING:
     from agent.adapters.onnx_model import OrtModel
+    from agent.adapters.onnx_parts import Parts
 
 
 CREDENTIALS = Path("/etc/har-agent/credentials")
@@ -68,6 +69,19 @@ def open_model(name: str) -> "OrtModel":
     model = OrtModel(bundle)
     model.verify(read_golden(bundle))
     return model
+
+
+def open_parts(bundle: Bundle) -> "Parts":
+    """Open a verified bundle, of a whole network or of a part, to be run in parts; golden vectors are run.
+
+    Raises:
+        ModelContractError: the bundle breaks its contract, or its network cannot be split.
+    """
+    from agent.adapters.onnx_parts import Parts
+
+    parts = Parts(bundle)
+    parts.verify(read_segment_golden(bundle) if bundle.manifest.segment else read_golden(bundle))
+    return parts
 
 
 def build_pipeline(model: Model, manifest: Manifest, config: Config) -> Pipeline:

@@ -21,7 +21,7 @@ from agent.adapters.clock import SystemClock
 from agent.adapters.owner import as_owner_of
 from agent.adapters.signature import SYSTEM_TRUST, TrustStore
 from agent.adapters.slot_store import FolderSlotStore
-from agent.app.compose import open_model, state_dir
+from agent.app.compose import open_model, open_parts, state_dir
 from agent.config import Config
 from agent.core.manifest import NOVELTY, Bundle
 from agent.core.slots import SLOTS
@@ -111,15 +111,22 @@ def verify(name: str, config: Config) -> dict[str, Any]:
     """
     files = read_files(find_bundle(name))
     signed_by, unsigned = _signer(files, trust_store(config))
-    model = _prove(check_files(files))
+    bundle = check_files(files)
+    segment = bundle.manifest.segment
+    if segment:
+        open_parts(bundle)
+    else:
+        _prove(bundle)
     facts = {
-        "model": model.id,
-        "digest": model.bundle.digest,
+        "model": bundle.id,
+        "digest": bundle.digest,
         "golden": "ok",
-        "novelty": _novelty(model.bundle),
-        "look_back_s": model.bundle.manifest.look_back_s or None,
+        "novelty": _novelty(bundle),
+        "look_back_s": bundle.manifest.look_back_s or None,
         "signed_by": signed_by,
     }
+    if segment:
+        facts["segment"] = f"{segment.of}, {segment.at} to {segment.until or 'the end'}"
     return facts if signed_by else {**facts, "unsigned": unsigned}
 
 
@@ -217,6 +224,8 @@ def _prove(bundle: Bundle) -> "OrtModel":
 
     model = OrtModel(bundle)
     model.verify(read_golden(bundle))
+    if bundle.manifest.exits:
+        open_parts(bundle)
     return model
 
 
@@ -242,8 +251,10 @@ def _row(where: str, source: Path, role: str, trust: TrustStore) -> dict[str, An
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _novelty(bundle: Bundle) -> str:
-    """The file that a window's novelty comes from."""
+def _novelty(bundle: Bundle) -> str | None:
+    """The file that a window's novelty comes from; a part of a network has none of its own."""
+    if bundle.manifest.segment:
+        return None
     return NOVELTY if NOVELTY in bundle.contents else "decoder.onnx"
 
 

@@ -1,9 +1,9 @@
 """What the parts of a network cost on this machine, between the points where it can be cut, and what others would.
 
-The network is encoder and classifier as one graph, from the window to the logits. A part takes tens of microseconds:
-too little for ONNX Runtime's own profiler, so that each part is a graph of its own, which is run and timed. All parts
-and the whole are timed in turn, with a hop of the pipeline before each, as where a part is what comes after that; and
-once more back to back.
+The network is encoder, classifier and novelty as one graph, from the window to logits and novelty. A part takes tens of
+microseconds: too little for ONNX Runtime's own profiler, so that each part is a graph of its own, which is run and
+timed. All parts, the heads of early exits and the whole are timed in turn, with a hop of the pipeline before each, as
+where a part is what comes after that; and once more back to back.
 """
 
 import json
@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.adapters.bundle import find_bundle, load_bundle, read_golden
 from agent.adapters.clock import SystemClock
@@ -29,8 +30,10 @@ from agent.app.compose import build_pipeline, open_model
 from agent.config import Config
 from agent.core.cuts import Arrays, cut, described, flow, surviving
 from agent.core.layers import Layer, Run, describe, fit, predict, unknown
-from agent.core.manifest import Bundle, Manifest
+from agent.core.manifest import NOVELTY, Bundle, Manifest
+from agent.core.manifest import Exit as EarlyExit
 from agent.core.onnx_wire import TYPES, Value, extract, fuse, signature
+from agent.core.planner import SCHEMA, Exit
 from agent.errors import InferenceError, ModelContractError, OutputError, UsageError
 from agent.ports import Clock, PowerMeter
 from agent.records import Float32Array, Float64Array, Int64Array, PowerReading
@@ -78,14 +81,20 @@ class Watts:
 
 @dataclass(frozen=True)
 class Profile:
-    """One network on one machine, measured, or predicted by what was measured of others."""
+    """One network on one machine, measured, or predicted by what was measured of others.
+
+    `exits`: the end is the last one. `ends`: what is computed, logits and, where that is a graph, novelty;
+    `output_bytes` are theirs, `code_bytes` are of the code.
+    """
 
     bundle: str
     measured: bool
     machine: dict[str, str]
-    accuracy: float | None
+    exits: list[Exit]
+    ends: list[str]
     input_bytes: int
     output_bytes: int
+    code_bytes: int
     cuts: list[Cut]
     segments: list[Segment]
     fixed_us: float
@@ -96,9 +105,8 @@ class Profile:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         segments = [{"from": i, "to": i + 1, **asdict(segment)} for i, segment in enumerate(self.segments)]
-        exits = [{"name": "end", "accuracy": self.accuracy}]
-        plain = {k: v for k, v in asdict(self).items() if k != "accuracy"}
-        return {"v": 1, **plain, "exits": exits, "segments": segments}
+        exits = [way_out._asdict() for way_out in self.exits]
+        return {"v": SCHEMA, **asdict(self), "exits": exits, "segments": segments}
 
     def runs(self) -> list[Run]:
         """Return what was timed: every part, and the whole, which counts as much as all of them."""
@@ -177,27 +185,42 @@ def profile(
     return report
 
 
+class Head(NamedTuple):
+    """The head of an early exit, which takes what the part before it gives. `after`: how many parts come before it."""
+
+    name: str
+    accuracy: float | None
+    after: int
+    graph: bytes
+    layers: list[Layer]
+
+
 class Network:
-    """A network from the window to the logits, where it can be cut, and its parts.
+    """A network from the window to its ends, where it can be cut, its parts, and the heads of early exits.
 
     ONNX Runtime decides what can be cut: only what it leaves a tensor of its own, because it computes over all else in
     one go. The parts are cut out of the graph as it came, so that they run on any machine.
     """
 
-    def __init__(self, name: str, graph: bytes, windows: Float32Array) -> None:
-        """`graph`: its last output is the end. `windows`: float32 (n, window, 6), normalised.
+    def __init__(
+        self, name: str, graph: bytes, windows: Float32Array, exits: Sequence[tuple[EarlyExit, bytes]] = ()
+    ) -> None:
+        """`graph`: gives the code, then the ends. `windows`: float32 (n, window, 6), normalised. `exits`: with heads.
 
         Raises:
-            ModelContractError: ONNX Runtime refuses it.
+            ModelContractError: ONNX Runtime refuses it, or an exit reads what is no cut.
         """
         self.name = name
         self.graph = graph
         self.windows = windows
         takes, gives = signature(graph)
-        self.end = gives[-1].name
-        path = extract(graph, takes, gives[-1:])
-        # Other outputs are tensors that must be kept, so they count when it is optimised; what leads there does not.
-        quick = extract(optimised(name, graph), takes, gives[-1:])
+        _, *ends = gives
+        self.ends = [value.name for value in ends]
+        path = extract(graph, takes, ends)
+        # Outputs are tensors that must be kept, so the code and what exits read count when it is optimised; what leads
+        # to them alone does not.
+        read = [Value(at, 0, ()) for at in {way.at for way, _ in exits} - {value.name for value in gives}]
+        quick = extract(optimised(name, extract(graph, takes, [*gives, *read])), takes, ends)
         one, two = (self._values(path, np.repeat(windows[:1], n, axis=0)) for n in (1, 2))
         quick_values = self._values(quick, windows[:1])
         kept = surviving(path, one, quick, quick_values)
@@ -205,40 +228,61 @@ class Network:
         self.cuts = [Cut(v.name, one[v.name].nbytes, TYPES[v.dtype], list(one[v.name].shape)) for v in at]
         self.parts = cut(path, at)
         self.layers = [describe(part, quick_values) for part in cut(quick, [Value(new, 0, ()) for _, new in kept])]
-        self.input_bytes, self.output_bytes = one[takes[0].name].nbytes, one[self.end].nbytes
+        self.heads = [self._head(way, head, one) for way, head in exits]
+        self.input_bytes = one[takes[0].name].nbytes
+        self.output_bytes = sum(one[end].nbytes for end in self.ends)
+        self.code_bytes = one[gives[0].name].nbytes
         self.accuracy: float | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Network":
-        """Return encoder and classifier of a bundle as one.
+        """Return what scores a window by a bundle as one: encoder, classifier, and novelty where that can be.
 
         Raises:
-            ModelContractError: they do not fit together.
+            ModelContractError: they do not fit together, or are only a part of a network.
         """
-        graph = fuse([bundle.contents["encoder.onnx"], bundle.contents["classifier.onnx"]])
+        manifest = bundle.manifest
+        if manifest.segment:
+            raise ModelContractError(f"{bundle.id} holds a part of {manifest.segment.of}: name the bundle of the whole")
+        first = [bundle.contents[name] for name in ("encoder.onnx", "classifier.onnx")]
+        graph = (NOVELTY in bundle.contents and fuse([*first, bundle.contents[NOVELTY]])) or fuse(first)
         if graph is None:
             raise ModelContractError(
                 f"{bundle.id} cannot be profiled: its encoder and classifier cannot be run as one graph. "
                 "`har-export` makes bundles that can"
             )
-        network = cls(bundle.id, graph, bundle.manifest.normalisation.apply(read_golden(bundle).window))
-        network.accuracy = _accuracy(bundle.manifest)
+        exits = [(way, bundle.contents[way.file]) for way in manifest.exits]
+        network = cls(bundle.id, graph, manifest.normalisation.apply(read_golden(bundle).window), exits)
+        network.accuracy = _accuracy(manifest)
         return network
 
-    def _values(self, graph: bytes, windows: Float32Array) -> Arrays:
-        """All tensors of a graph that depend on the windows."""
+    def exits(self, us: Sequence[float]) -> list[Exit]:
+        """Return where answers can be had, the end last. `us`: what each head takes."""
+        early = [Exit(h.name, h.accuracy, h.after, _rounded(t)) for h, t in zip(self.heads, us, strict=True)]
+        return [*early, Exit("end", self.accuracy, len(self.parts))]
+
+    def _head(self, way: EarlyExit, head: bytes, values: Arrays) -> Head:
+        after = next((k for k, at in enumerate(self.cuts, 1) if at.name == way.at), None)
+        if after is None:
+            raise ModelContractError(f"{self.name}: exit {way.name} reads {way.at}, where the network cannot be cut")
+        quick = optimised(f"exit {way.name} of {self.name}", head)
+        layers = describe(quick, self._values(quick, values[way.at]))
+        return Head(way.name, way.accuracy, after, head, layers)
+
+    def _values(self, graph: bytes, given: npt.NDArray[Any]) -> Arrays:
+        """All tensors of a graph that depend on what it is given."""
         takes, _ = signature(graph)
         names = flow(graph)[1:]
         session = open_session(self.name, extract(graph, takes, [Value(name, 0, ()) for name in names]))
         try:
-            values = session.run(None, {takes[0].name: windows})
+            values = session.run(None, {takes[0].name: given})
         except Exception as e:  # ORT's exception classes share no base but Exception
-            raise ModelContractError(f"{self.name}: ONNX Runtime failed on {len(windows)} windows: {e}") from e
-        return {takes[0].name: windows, **dict(zip(names, values, strict=True))}
+            raise ModelContractError(f"{self.name}: ONNX Runtime failed on a batch of {len(given)}: {e}") from e
+        return {takes[0].name: given, **dict(zip(names, values, strict=True))}
 
 
 class Runs:
-    """A network and its parts, opened, to be run in turn."""
+    """A network, its parts and its exits' heads, opened, to be run in turn."""
 
     def __init__(self, network: Network) -> None:
         """Open everything and run it once.
@@ -247,20 +291,24 @@ class Runs:
             InferenceError: the parts do not give what the whole gives, bit by bit.
         """
         self._windows = network.windows
-        self._end = [network.end]
+        self._ends = network.ends
         self._whole = open_session(network.name, network.graph)
         self._takes_first = self._whole.get_inputs()[0].name
-        self._parts = [open_session(f"a part of {network.name}", part) for part in network.parts]
-        self._takes = [part.get_inputs()[0].name for part in self._parts]
-        value, _ = self._apart(self._windows)
-        if not np.array_equal(value, self._together(self._windows)):
+        graphs = [*network.parts, *(head.graph for head in network.heads)]
+        opened = [open_session(f"a part of {network.name}", graph) for graph in graphs]
+        # Each takes what one before it gives: a part that of the last one, a head that of the last one before its exit.
+        after = [*range(len(network.parts)), *(head.after for head in network.heads)]
+        self._steps = [(session, session.get_inputs()[0].name, k) for session, k in zip(opened, after, strict=True)]
+        self._last = len(network.parts)
+        given, _ = self._apart(self._windows)
+        if not all(map(np.array_equal, given, self._together(self._windows))):
             raise InferenceError(
                 f"{network.name} gives something else when it is run part by part: ONNX Runtime "
                 "computes it in another way on this machine, so it cannot be cut here"
             )
 
     def timed(self, seconds: float, between: Callable[[], object] = lambda: None) -> Int64Array:
-        """Return nanoseconds, int64 (rounds, 1 + parts): the whole, then every part, one window a round.
+        """Return nanoseconds, int64 (rounds, 1 + parts + heads): the whole, every part, every head, a window a round.
 
         `between`: is done before each run, and not timed.
         """
@@ -293,18 +341,20 @@ class Runs:
             ended.set()
             worker.join()
 
-    def _together(self, windows: Float32Array) -> Any:
-        return self._whole.run(self._end, {self._takes_first: windows})[0]
+    def _together(self, windows: Float32Array) -> Sequence[Any]:
+        given: Sequence[Any] = self._whole.run(self._ends, {self._takes_first: windows})
+        return given
 
-    def _apart(self, windows: Any, between: Callable[[], object] = lambda: None) -> tuple[Any, list[int]]:
-        """What the last part gives, and how long each took."""
-        value, spent = windows, []
-        for takes, part in zip(self._takes, self._parts, strict=True):
+    def _apart(self, windows: Any, between: Callable[[], object] = lambda: None) -> tuple[Sequence[Any], list[int]]:
+        """What the last part gives, and how long each part took, and then each head."""
+        given, spent = [[windows]], []
+        for session, takes, after in self._steps:
+            value = given[after][0]
             between()
             start = time.perf_counter_ns()
-            (value,) = part.run(None, {takes: value})
+            given.append(session.run(None, {takes: value}))
             spent.append(time.perf_counter_ns() - start)
-        return value, spent
+        return given[self._last], spent
 
 
 def in_service(model: OrtModel, config: Config) -> Callable[[], object]:
@@ -343,21 +393,24 @@ def measured(
 
 
 def _profile(network: Network, hot: Float64Array, placed: Float64Array, watts: Watts | None) -> Profile:
-    """Sum up microseconds (rounds, 1 + parts)."""
+    """Sum up microseconds (rounds, 1 + parts + heads)."""
     us, us_p95, hot_us = np.median(placed, axis=0), np.percentile(placed, 95, axis=0), np.median(hot, axis=0)
+    heads = 1 + len(network.parts)
     return Profile(
         bundle=network.name,
         measured=True,
         machine=machine(),
-        accuracy=network.accuracy,
+        exits=network.exits(us[heads:].tolist()),
+        ends=network.ends,
         input_bytes=network.input_bytes,
         output_bytes=network.output_bytes,
+        code_bytes=network.code_bytes,
         cuts=network.cuts,
         segments=[
             Segment(_rounded(us[i]), _rounded(us_p95[i]), _rounded(hot_us[i]), _joules(watts, float(us[i])), layers)
             for i, layers in enumerate(network.layers, 1)
         ],
-        fixed_us=_rounded(_fixed(placed)),
+        fixed_us=_rounded(_fixed(placed[:, :heads])),
         whole_us=_rounded(us[0]),
         whole_hot_us=_rounded(hot_us[0]),
         watts=watts,
@@ -385,7 +438,7 @@ def prediction(network: Network, profiles: Sequence[Profile]) -> Profile:
     """
     costs = fit([run for profile in profiles for run in profile.runs()])
     layers = [layer for part in network.layers for layer in part]
-    missing = unknown(costs, layers)
+    missing = unknown(costs, [*layers, *(layer for head in network.heads for layer in head.layers)])
     if missing:
         raise UsageError(
             f"{network.name} cannot be predicted: no bundle that was measured has {', '.join(missing)}; measure one "
@@ -397,9 +450,11 @@ def prediction(network: Network, profiles: Sequence[Profile]) -> Profile:
         bundle=network.name,
         measured=False,
         machine=profiles[0].machine,
-        accuracy=network.accuracy,
+        exits=network.exits([predict(costs, head.layers) for head in network.heads]),
+        ends=network.ends,
         input_bytes=network.input_bytes,
         output_bytes=network.output_bytes,
+        code_bytes=network.code_bytes,
         cuts=network.cuts,
         segments=[
             Segment(_rounded(t), None, None, _joules(watts, t), part)

@@ -27,7 +27,7 @@ from agent.core.coverage import Coverage, Covered, kept
 from agent.core.discovery import Discovery
 from agent.core.health import HealthCode
 from agent.core.wire import encode, topic_level
-from agent.errors import SinkUnavailable
+from agent.errors import ConfigError, SinkUnavailable
 from agent.pipeline import Pipeline
 from agent.ports import Clock, Log
 from agent.records import Outgoing
@@ -41,6 +41,7 @@ from agent.runtime.telemetry import HostFigures, Telemetry
 
 if TYPE_CHECKING:
     from agent.runtime.fallback import Fallback
+    from agent.runtime.split import SplitModel
 
 RECORD_MAX_S = 24 * 3600.0
 READ_S = 5.0
@@ -110,7 +111,11 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
     # The sessions before the sources: opening them holds the GIL, and nothing should come meanwhile.
     slots = ending.enter_context(closing(build_slots(config, clock)))
     opened = slots.open()
-    model = TimedModel(opened.model, clock)
+    split = _open_split(config, name, clock, complain, ending)
+    model = TimedModel(opened.model, clock, split.around if split else None)
+    if split is not None and split.trouble is not None and slots.status()["slot"] is None:
+        # An installed bundle may have other parts, and must not keep the agent from starting: health says so then.
+        raise ConfigError(split.trouble)
     pipeline = build_pipeline(model, opened.manifest, config)
     slots.attach(pipeline, model)
     connection = Connection(
@@ -170,6 +175,7 @@ def build(config: Config, clock: Clock, log: Log, ending: ExitStack) -> Live:
         random=random.random,
         coverage=coverage,
         fallback=fallback,
+        split=split,
     )
     facts = Facts(
         agent=name,
@@ -432,6 +438,21 @@ def _open_fallback(
     ending.enter_context(closing(cloud))
     cloud.start()
     return Fallback(settings, cloud, pipeline, clock, lambda: token_bytes(_TOKEN_BYTES))
+
+
+def _open_split(
+    config: Config, name: str, clock: Clock, complain: Callable[[str], None], ending: ExitStack
+) -> "SplitModel | None":
+    """Begin to connect to whoever runs the rest of the network; None where it is not run in parts."""
+    if not config.split.enabled:
+        return None
+    from agent.app.split import open_requester, open_split
+
+    cloud = None
+    if config.split.asks:
+        cloud = ending.enter_context(closing(open_requester(config, name, clock, complain)))
+        cloud.start()
+    return open_split(config, clock, cloud)
 
 
 def _open_endpoint(config: Config, parts: Parts, report: _Report, ending: ExitStack) -> None:

@@ -40,6 +40,7 @@ REMEDIES: dict[str, str] = {
     HealthCode.THROTTLED: "cool the board, or give it a stronger supply",
     HealthCode.CLOCK_UNSYNCED: "set up NTP; with another service than systemd-timesyncd, add drop-ins/clock.conf",
     HealthCode.CLOUD_AWAY: "look at har-agent cloud-worker and its broker; nothing is lost, the board decides alone",
+    HealthCode.SPLIT_AWAY: "look at its text; har-agent check --connect. Nothing is lost, all of the network runs here",
     HealthCode.RECORDER_FAILED: "free some space where recordings are kept",
     HealthCode.PROMETHEUS_AWAY: "choose a free telemetry.prometheus_port",
 }

@@ -19,9 +19,13 @@ def cloud_worker(
     ] = None,
     broker: Annotated[str | None, typer.Option(help="A broker's address, such as mqtt://localhost:1883.")] = None,
     service: Annotated[str | None, typer.Option(help="The name under which boards ask.")] = None,
+    go_on: Annotated[
+        str | None, typer.Option("--next", help="The service that goes on where a split network does not end here.")
+    ] = None,
 ) -> None:
-    """Answer boards that ask for a bigger model, over MQTT 5, until stopped.
+    """Answer boards that ask for a bigger model, or for the rest of a split one, over MQTT 5, until stopped.
 
+    Bundles may be segments, which hold a part of a network: what comes out goes to the workers of --next, or back.
     Any number of workers share the requests to a service. SIGTERM or Ctrl-C has this one leave the others, answer what
     it has got, and end.
 
@@ -31,4 +35,5 @@ def cloud_worker(
     with Stopping() as stopping:
         from agent.app.cloud_worker import cloud_worker as work
 
-        work(config, {"broker.local.url": broker, "worker.service": service}, bundles or [], log, stopping)
+        flags = {"broker.local.url": broker, "worker.service": service, "worker.next": go_on}
+        work(config, flags, bundles or [], log, stopping)

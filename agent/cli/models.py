@@ -48,8 +48,11 @@ def verify(
     if as_json:
         out(json.dumps(facts))
         return
-    context = f"it looks back {facts['look_back_s']:g} s" if facts["look_back_s"] else "it has no context"
     signed = f"signed by {facts['signed_by']}" if facts["signed_by"] else facts["unsigned"]
+    if "segment" in facts:
+        out(f"{facts['model']}: files, graphs and golden vectors are right; it holds {facts['segment']}; {signed}")
+        return
+    context = f"it looks back {facts['look_back_s']:g} s" if facts["look_back_s"] else "it has no context"
     unproven = "" if facts["novelty"] == "decoder.onnx" else " (decoder.onnx is not proven: no board runs it)"
     out(
         f"{facts['model']}: files, graphs and golden vectors are right{unproven}; novelty is that of "

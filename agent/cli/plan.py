@@ -1,6 +1,7 @@
 """`har-agent plan`."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -57,6 +58,9 @@ def plan(
     bandwidths: Annotated[
         bool, typer.Option("--map", help="Show what is picked at 0.1 to 100 Mbit/s of the first link, too.")
     ] = False,
+    accuracies: Annotated[
+        bool, typer.Option("--curve", help="Show how accurate an answer can be by which deadline, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say where each part of a network should run: every candidate, what it would take, and which is best.
@@ -78,12 +82,23 @@ def plan(
         watts=watts,
         joules_per_mb=joules_per_mb,
         with_map=bandwidths,
+        with_curve=accuracies,
     )
     if as_json:
         out(json.dumps(found.as_dict()))
     else:
-        out(f"{table(found.rows())}\n\n{found.plan.why}")
-        if found.map:
-            out(f"\n{table(found.map_rows())}")
+        out(f"{table(found.rows())}\n\n{found.plan.why}\n\n{_config(found.config())}")
+        for shown in (found.map_rows(), found.curve_rows()):
+            if shown:
+                out(f"\n{table(shown)}")
     if not found.plan.in_time:
         raise typer.Exit(Exit.NO)
+
+
+def _config(places: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
+    """As it stands in the configuration of each place."""
+    return "\n\n".join(
+        "\n".join([f"[{name}]  # {place}", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())])
+        for place, tables in places.items()
+        for name, keys in tables.items()
+    )

@@ -1,7 +1,9 @@
 """`har-agent profile`."""
 
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,10 @@ from agent.cli._print import out, say
 
 if TYPE_CHECKING:
     from agent.app.profile import Profile
+    from agent.core.layers import Layer
+
+_ROOM = 24
+"""For the layers of a segment, so that a row fits into 80 columns."""
 
 
 def profile(
@@ -75,7 +81,7 @@ def _rows(found: "Profile") -> list[dict[str, object]]:
         {
             "up to": name,
             "bytes": size,
-            "layers": ", ".join(_named(Counter(layer.op for layer in segment.layers))),
+            "layers": _layers(segment.layers),
             "MAC": sum(layer.macs for layer in segment.layers),
             "µs": segment.us,
             "p95": segment.us_p95,
@@ -86,16 +92,39 @@ def _rows(found: "Profile") -> list[dict[str, object]]:
     ]
 
 
-def _named(operators: Counter[str]) -> list[str]:
-    return [name if n == 1 else f"{n} {name}" for name, n in operators.items()]
+def _layers(layers: "Sequence[Layer]") -> str:
+    """The operators that compute most, then those that are many, as far as there is room; and how many more there are.
+
+    What ONNX Runtime calls its own kinds of an operator is left out: QLinearConv and FusedConv are Conv.
+    """
+    counts, macs = Counter[str](), Counter[str]()
+    for layer in layers:
+        name = re.sub("^(QLinear|Q(?=[A-Z])|Nhwc|Fused)|Linear$", "", layer.op)
+        counts[name] += 1
+        macs[name] += layer.macs
+    told, left = "", len(layers)
+    for name in sorted(counts, key=lambda name: (-macs[name], -counts[name])):
+        longer = f"{told}{', ' if told else ''}{f'{counts[name]} ' if counts[name] > 1 else ''}{name}"
+        more = left - counts[name]
+        if told and len(longer) + len(f" +{more}") * bool(more) > _ROOM:
+            break
+        told, left = longer, more
+    return f"{told} +{left}" if left else told
 
 
 def _summary(found: "Profile") -> str:
     hot = "" if found.whole_hot_us is None else f", {found.whole_hot_us:.1f} µs hot"
     lines = [
+        f"exit {early.name}: after {found.cuts[early.after - 1].name}, its head {early.us:.1f} µs"
+        + ("" if early.accuracy is None else f", accuracy {early.accuracy:.4g}")
+        for early in found.exits[:-1]
+    ]
+    lines += [
         f"the whole: {found.whole_us:.1f} µs{hot}, from {found.input_bytes} bytes",
         f"each run more: {found.fixed_us:.1f} µs, which is in each of the segments",
     ]
+    if "novelty" not in found.ends:
+        lines.append("novelty is not in it: no graph of it can be one with the others, so [split] takes no such bundle")
     if found.watts is None:
         return "\n".join([*lines, "energy: this machine has no power meter that can be read"])
     watts = found.watts

@@ -144,6 +144,7 @@ def _rows(said: dict[str, Any]) -> list[tuple[str, str]]:
         ("work", ", ".join(filter(None, work))),
         ("latency", latency),
         ("cloud", _cloud(_part(telemetry, "cloud"))),
+        ("split", _split(_part(telemetry, "split"))),
         ("gap", _gap(_part(_part(said, "health"), "coverage_gap"))),
         ("outbox", _figure(outbox, "depth", "{:.0f} messages")),
         ("board", ", ".join(filter(None, board))),
@@ -174,6 +175,23 @@ def _cloud(cloud: dict[str, Any]) -> str:
         _figure(rtt, "p50", "p50 {:.0f} ms"),
         _figure(rtt, "p95", "p95 {:.0f} ms"),
         f"breaker {_text(cloud.get('breaker'))}" if cloud.get("breaker") else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _split(split: dict[str, Any]) -> str:
+    """Where the network is cut, and what others ran of it, where it is run in parts."""
+    rtt = _part(split, "rtt_ms")
+    windows = _part(split, "windows")
+    by_exit = [f"{_text(name)} {_figure(windows, name, '{:.0f}')}" for name in windows]
+    parts = [
+        f"cut {_text(split.get('cut'))}" if split.get("cut") else "",
+        f"windows {', '.join(by_exit)}" if by_exit else "",
+        _figure(split, "away", "away {:.0f}"),
+        _figure(split, "timed_out", "timed out {:.0f}") if split.get("timed_out") else "",
+        _figure(rtt, "p50", "p50 {:.0f} ms"),
+        _figure(rtt, "p95", "p95 {:.0f} ms"),
+        f"breaker {_text(split.get('breaker'))}" if split.get("breaker") else "",
     ]
     return ", ".join(filter(None, parts))
 

@@ -82,6 +82,8 @@ class Refusal(IntEnum):
     OTHER_WINDOW = 5
     OVERLOADED = 6
     FAILED = 7
+    OTHER_PART = 8
+    NOWHERE_NEXT = 9
 
 
 class RequestError(ValueError):
@@ -146,9 +148,12 @@ def request_topic(root: str, service: str) -> str:
     return f"{root}/cloud/{service}/request"
 
 
-def answer_topic(root: str, agent: str) -> str:
-    """Return the topic on which a board, `agent` by name, gets its answers."""
-    return f"{root}/{topic_level(agent)}/cloud/answer"
+def answer_topic(root: str, agent: str, purpose: str = "cloud") -> str:
+    """Return the topic on which a board, `agent` by name, gets its answers.
+
+    `purpose`: the section of its configuration that has it ask, cloud or split.
+    """
+    return f"{root}/{topic_level(agent)}/{purpose}/answer"
 
 
 def request_bytes(kind: Kind, count: int, size: int, hop: int = 0) -> int:

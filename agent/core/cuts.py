@@ -38,19 +38,21 @@ def bridges(graph: bytes) -> list[str]:
     """
     inputs, outputs = signature(graph)
     moving = set(flow(graph))
-    needed = ends = {value.name for value in outputs}
+    ends = {value.name for value in outputs}
+    needed = set(ends)
     steps = []
     for node in reversed(nodes(graph)):
         takes = moving.intersection(node.inputs)
         if takes and needed.intersection(node.outputs):
             steps.append((takes, needed.intersection(node.outputs)))
-            needed = needed | takes
+            needed |= takes
     steps.reverse()
     last_use = {name: i for i, (takes, _) in enumerate(steps) for name in takes}
     found: list[str] = []
     waiting = needed & {value.name for value in inputs}
-    for i, (_, gives) in enumerate(steps):
-        waiting = {name for name in waiting | gives if name in ends or last_use[name] > i}
+    for i, (takes, gives) in enumerate(steps):
+        waiting -= {name for name in takes if last_use[name] == i and name not in ends}
+        waiting |= gives
         if waiting == gives and len(gives) == 1 and not gives & ends:
             found += gives
     return found

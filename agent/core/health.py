@@ -45,6 +45,7 @@ class HealthCode(StrEnum):
     THROTTLED = "throttled"
     CLOCK_UNSYNCED = "clock_unsynced"
     CLOUD_AWAY = "cloud_away"
+    SPLIT_AWAY = "split_away"
     RECORDER_FAILED = "recorder_failed"
     PROMETHEUS_AWAY = "prometheus_away"
 
@@ -79,6 +80,7 @@ RULES: dict[HealthCode, _Rule] = {
     HealthCode.THROTTLED: _Rule("the board slows itself down", 10),
     HealthCode.CLOCK_UNSYNCED: _Rule("nothing keeps the wall clock right", 120),
     HealthCode.CLOUD_AWAY: _Rule("nobody answers who is asked about windows in doubt; they are decided here", 15),
+    HealthCode.SPLIT_AWAY: _Rule("what others are to run of the network runs here instead", 15),
     HealthCode.RECORDER_FAILED: _Rule("a recording cannot be written"),
     HealthCode.PROMETHEUS_AWAY: _Rule("the Prometheus endpoint cannot be opened"),
 }

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.core.normalise import Normalisation
 from agent.core.timeline import MAX_RATE_HZ, MIN_RATE_HZ
 from agent.errors import ModelContractError
-from agent.records import CHANNELS, UNKNOWN, Float32Array, Float64Array, Int8Array
+from agent.records import CHANNELS, UNKNOWN, Float32Array, Float64Array, Int8Array, Scores
 
 SCHEMA = 1
 """The manifest schema that this version reads and writes."""
@@ -24,6 +25,15 @@ NOVELTY = "novelty.onnx"
 CONTEXT = "context.onnx"
 """An optional file, which comes with the manifest's `context`."""
 
+SEGMENT = "segment.onnx"
+"""The only graph of a bundle that holds a part of a network, beside heads of exits in it."""
+
+SEGMENT_FILES = (SEGMENT, "golden.npz", "CARD.md")
+"""What such a bundle has in place of `REQUIRED_FILES`."""
+
+WINDOW, CODE = "window", "code"
+"""The tensors that every network has: the first one, and the last one that a network is cut at."""
+
 MAX_LOOK_BACK_S = 30.0
 """How far back a context may reach: what follows a change of activity may not wait longer for what preceded it."""
 
@@ -32,6 +42,7 @@ SIZE_CAPS = {".onnx": 8 << 20, ".npz": 4 << 20, ".md": 256 << 10}
 
 
 _NUMERIC = re.compile(r"[0-9]+(\.[0-9]+)*")
+_EXIT = re.compile(r"[a-z0-9-]{1,16}")
 
 
 class Input(NamedTuple):
@@ -83,6 +94,38 @@ class Context(NamedTuple):
     temperature: float
 
 
+class Exit(NamedTuple):
+    """A head inside of the encoder, in `exit-<name>.onnx`: it has logits and a novelty of its own, on the end's scales.
+
+    `at`: the tensor that it reads, which everything passes through. `accuracy`: the share of single windows of people
+    unknown to it that it got right, if that was measured. `confidence`: a window may stop there whose calibrated
+    confidence reaches it.
+    """
+
+    name: str
+    at: str
+    accuracy: float | None
+    confidence: float
+
+    @property
+    def file(self) -> str:
+        """The file of its head."""
+        return f"exit-{self.name}.onnx"
+
+
+class Segment(NamedTuple):
+    """What part of a network a bundle holds.
+
+    `of`: id of the whole, `har-base@3f9c1a7e`. `network`: SHA-256 of the whole's manifest. `at`: the tensor that it
+    takes, `window` or one that everything passes through. `until`: the tensor that it gives, empty at the end.
+    """
+
+    of: str
+    network: str
+    at: str
+    until: str
+
+
 class Manifest(NamedTuple):
     """A bundle's description; `training` and `metrics` are for people and are not interpreted."""
 
@@ -98,6 +141,8 @@ class Manifest(NamedTuple):
     training: Mapping[str, Any] = {}
     metrics: Mapping[str, Any] = {}
     context: Context | None = None
+    exits: tuple[Exit, ...] = ()
+    segment: Segment | None = None
     schema: int = SCHEMA
 
     @property
@@ -133,12 +178,24 @@ class Golden(NamedTuple):
     context_logits: Float32Array | None = None
 
 
+class SegmentGolden(NamedTuple):
+    """Tensors that a segment takes, (n, …), and what it must give of them: `gives`, or scores if it is the last one."""
+
+    takes: npt.NDArray[Any]
+    gives: npt.NDArray[Any] | Scores
+
+
 def dump(manifest: Manifest) -> bytes:
-    """Return the manifest as the bytes of `manifest.json`."""
+    """Return the manifest as the bytes of `manifest.json`; what came to the schema later is there only where used."""
     raw = manifest._asdict()
     for part in ("input", "code", "calibration"):
         raw[part] = raw[part]._asdict()
     raw["context"] = manifest.context and manifest.context._asdict()
+    raw["exits"] = [one._asdict() for one in manifest.exits]
+    raw["segment"] = manifest.segment and manifest.segment._asdict()
+    for later in ("exits", "segment"):
+        if not raw[later]:
+            del raw[later]
     raw["files"] = {name: entry._asdict() for name, entry in manifest.files.items()}
     raw["normalisation"] = {
         "mean": [float(x) for x in manifest.normalisation.mean],
@@ -234,6 +291,8 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         training=dict(raw.get("training", {})),
         metrics=dict(raw.get("metrics", {})),
         context=_context(raw.get("context"), entry),
+        exits=_exits(raw.get("exits", [])),
+        segment=_segment(raw.get("segment")),
     )
 
 
@@ -250,6 +309,35 @@ def _context(raw: Any, entry: Input) -> Context | None:
             "are allowed"
         )
     return context
+
+
+def _exits(raw: Any) -> tuple[Exit, ...]:
+    found = tuple(
+        Exit(
+            _name(one["name"], "exits.name"),
+            _name(one["at"], "exits.at"),
+            None if one.get("accuracy") is None else _share(one["accuracy"], "exits.accuracy"),
+            _share(one["confidence"], "exits.confidence"),
+        )
+        for one in _list(raw, "exits")
+    )
+    if not all(_EXIT.fullmatch(one.name) for one in found) or len({one.name for one in found}) != len(found):
+        raise ValueError("exits must have distinct names of 1 to 16 small letters, digits and dashes")
+    return found
+
+
+def _segment(raw: Any) -> Segment | None:
+    if raw is None:
+        return None
+    until = "" if raw["until"] == "" else _name(raw["until"], "segment.until")
+    segment = Segment(
+        _name(raw["of"], "segment.of"), _name(raw["network"], "segment.network"), _name(raw["at"], "segment.at"), until
+    )
+    if not re.fullmatch(r"[0-9a-f]{64}", segment.network) or not segment.of.endswith(f"@{segment.network[:8]}"):
+        raise ValueError("segment.network must be the SHA-256 that segment.of ends with the first eight digits of")
+    if segment.at == until:
+        raise ValueError(f"segment.at and segment.until are both {until!r}")
+    return segment
 
 
 def _float32(values: Any) -> Float32Array:
@@ -274,6 +362,13 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
     return float(value)
+
+
+def _share(value: object, name: str) -> float:
+    share = _number(value, name)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must be from 0 to 1")
+    return share
 
 
 def _temperature(value: object, name: str) -> float:

@@ -195,6 +195,36 @@ class CloudFigures(TypedDict):
     ]
 
 
+class SplitFigures(TypedDict):
+    """What became of windows of whose network others may run the rest, and of the requests for it.
+
+    `asked` is the sum of what follows it, to `abandoned`.
+    """
+
+    cut: Annotated[str | None, "the tensor that is sent now; null while all of the network is to run here"]
+    windows: Annotated[dict[str, int], "windows, by the exit that answered: `end` is the network's end"]
+    away: Annotated[int, "of those: windows whose rest others ran"]
+    asked: Annotated[int, "requests, of as many windows as fit into one"]
+    answered: Annotated[int, "before the rest had to be run here"]
+    timed_out: Annotated[int, "not answered by then: it was run here"]
+    refused: Annotated[dict[str, int], "by the worker, by reason"]
+    garbled: Annotated[int, "answered by what is no answer, or is one for something else"]
+    not_sent: Annotated[int, "not taken by the connection"]
+    abandoned: Annotated[int, "not waited for, because a part of the network failed here"]
+    not_asked: Annotated[dict[str, int], "windows that were meant to be asked for and were run here at once, by reason"]
+    late: Annotated[int, "answers that came after that"]
+    unexpected: Annotated[int, "answers to nothing that was asked, or was answered already"]
+    bytes_up: Annotated[int, "of requests, without what MQTT adds"]
+    bytes_down: Annotated[int, "of answers of any kind, without what MQTT adds"]
+    rtt_ms: Annotated[LatencySummary, "from a call's first request to each answer, late ones included, of the interval"]
+    link_rtt_ms: Annotated[float | None, "round trip of no bytes, as it is known now, without the workers' time"]
+    link_mbit: Annotated[float | None, "bandwidth, as it is known now; null: it was not noticed yet"]
+    breaker: Annotated[
+        Literal["closed", "open", "half-open"],
+        "`open`: nothing is asked for a while; `half-open`: one request tries, or the next one will",
+    ]
+
+
 class WorstStream(TypedDict):
     """A stream that lost much in the interval."""
 
@@ -208,7 +238,7 @@ class TelemetryMessage(TypedDict):
     """`<root>/<agent>/telemetry`, every `telemetry.interval_s`.
 
     Counters are totals since this run of the agent began. `windows_per_s`, `worst_streams`, `latency_ms`, `power`,
-    `cloud.rtt_ms` and what is a day's are of the interval since the message before.
+    `cloud.rtt_ms`, `split.rtt_ms` and what is a day's are of the interval since the message before.
     """
 
     v: Version
@@ -238,6 +268,7 @@ class TelemetryMessage(TypedDict):
     throttling: Throttling
     power: Power
     cloud: NotRequired[Annotated[CloudFigures, "where anything may be asked of the cloud"]]
+    split: NotRequired[Annotated[SplitFigures, "where the network is run in parts"]]
 
 
 class HealthReason(TypedDict):
@@ -294,7 +325,7 @@ class WorkerLatency(TypedDict):
 
     wait: Annotated[LatencySummary, "from a request's receipt to its turn"]
     infer: Annotated[LatencySummary, "calls of models, each for a batch"]
-    total: Annotated[LatencySummary, "from a request's receipt to its answer"]
+    total: Annotated[LatencySummary, "from a request's receipt to its answer, or to passing it on"]
 
 
 class WorkerMessage(TypedDict):
@@ -316,13 +347,14 @@ class WorkerMessage(TypedDict):
     requests: Annotated[int, "that came"]
     requests_per_s: Annotated[float, "of the interval"]
     answered: int
+    passed_on: Annotated[int, "tensors that went on to the workers of `worker.next`"]
     refused: Annotated[
         dict[str, int],
         "by reason, told to the board: `bad_request`, `unknown_version`, `too_large`, `other_code`, `other_window`, "
-        "`overloaded`, `failed`; and `no_answer_topic`, `long_correlation` (over 64 bytes) and `expired`, which "
-        "nobody is told",
+        "`overloaded`, `failed`, `other_part`, `nowhere_next`; and `no_answer_topic`, `long_correlation` (over 64 "
+        "bytes) and `expired`, which nobody is told",
     ]
-    unsent: Annotated[int, "answers that could not be sent, because the broker was away"]
+    unsent: Annotated[int, "answers, and tensors to pass on, that could not be sent, because the broker was away"]
     waiting: Annotated[int, "requests that wait now"]
     batch: BatchFigures
     latency_ms: WorkerLatency

@@ -9,6 +9,8 @@ is exact:
             + sum over links that are crossed (round trip + 8 x (bytes at the border + bytes of the answer) / bandwidth)
     joules  = watts of the device x time of its run + joules per byte x bytes over its link
 
+An answer is logits and novelty, and from the end of the network the code, too.
+
 Latency and energy are Neurosurgeon's objectives (Kang et al., ASPLOS 2017), accuracy under a deadline is Edgent's (Li
 et al., IEEE Transactions on Wireless Communications 2020). Networks that are no chain: see `min_cut`.
 """
@@ -16,18 +18,24 @@ et al., IEEE Transactions on Wireless Communications 2020). Networks that are no
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from itertools import combinations_with_replacement, pairwise
 from typing import Any, NamedTuple
 
 from agent.errors import InputError, UsageError
 
+WINDOW = "window"
+"""What goes over a border with no segment before it."""
+
 SCHEMA = 1
 """The version of a profile that this agent reads."""
 
 MAX_SEGMENTS = 256
 """Segments in a profile: with three places, some 33,000 candidates."""
+
+MAP_BITS_PER_S = tuple(round(10 ** (5 + k / 4)) for k in range(13))
+"""Bandwidths of a map: four a decade, 0.1 to 100 Mbit/s."""
 
 
 class Objective(StrEnum):
@@ -39,7 +47,7 @@ class Objective(StrEnum):
 
 
 class Exit(NamedTuple):
-    """Where an answer can be had: after `after` segments, through a head that takes `us` microseconds more."""
+    """Where an answer can be had: after `after` segments, through a head that takes `us` microseconds by itself."""
 
     name: str
     accuracy: float | None
@@ -50,9 +58,9 @@ class Exit(NamedTuple):
 class Profile(NamedTuple):
     """What `har-agent profile` measured of a network on a machine; times in microseconds.
 
-    `border_bytes[k]` is what goes over a border with k segments before it: the input of the network for k = 0. Each
-    of `segments_us` is a run of that segment alone; several in one run save `fixed_us` for each but one of them.
-    `watts` is how much more the machine takes while it computes.
+    `border_bytes[k]` is what goes over a border with k segments before it: the window for k = 0. `output_bytes` comes
+    back, and from the end `code_bytes` more. Each of `segments_us` is a run of that segment alone; several in one run
+    save `fixed_us` for each but one of them. `watts` is how much more the machine takes while it computes.
     """
 
     machine: str
@@ -61,10 +69,20 @@ class Profile(NamedTuple):
     cuts: tuple[str, ...]
     border_bytes: tuple[int, ...]
     output_bytes: int
+    code_bytes: int
     segments_us: tuple[float, ...]
     fixed_us: float
     whole_us: float
     watts: float | None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What goes over each border, by name."""
+        return (WINDOW, *self.cuts)
+
+    def answer_bytes(self, way_out: Exit) -> int:
+        """Return what comes back from an exit, or from the end."""
+        return self.output_bytes + (self.code_bytes if way_out.after == len(self.segments_us) else 0)
 
     def run_us(self, first: int, end: int) -> float:
         """Return how long one run of segments `first` to below `end` takes."""
@@ -87,12 +105,13 @@ class Place(NamedTuple):
     load: float = 0.0
 
     def run_ns(self, first: int, end: int, way_out: Exit) -> float:
-        """Return how long segments `first` to below `end` take here, with the exit's head where they lead to it."""
+        """Return how long segments `first` to below `end` take here, in one run with the exit's head at their end."""
         if first == end:
             return 0.0
         us = self.profile.run_us(first, end)
         if end == way_out.after:
-            us += next(e.us for e in self.profile.exits if e.name == way_out.name)
+            head_us = next(e.us for e in self.profile.exits if e.name == way_out.name)
+            us += max(head_us - self.profile.fixed_us, 0.0)
         return 1e3 * us / (self.speed * (1.0 - self.load))
 
 
@@ -137,7 +156,7 @@ class Candidate(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What a plan is for. An exit of less than `min_accuracy` is not picked.
+    """What a plan is for. An exit of less than `min_accuracy` is not picked, and `least` segments stay on the device.
 
     Without `min_accuracy`, latency and energy are those of the last exit that can be in time: accuracy is not given
     away unasked.
@@ -146,6 +165,7 @@ class Demand(NamedTuple):
     objective: Objective = Objective.LATENCY
     deadline_ns: float = math.inf
     min_accuracy: float | None = None
+    least: int = 0
 
 
 class Plan(NamedTuple):
@@ -181,27 +201,30 @@ def read_profile(data: bytes) -> Profile:
         raise InputError(f"{e}; write it anew with har-agent profile") from e
 
 
-def aligned(profiles: Sequence[Profile]) -> list[Profile]:
+def aligned(profiles: Sequence[Profile], names: Sequence[str], cuts: Collection[str] | None = None) -> list[Profile]:
     """Return profiles of one network with the cuts that all of them have, since machines optimise it differently.
+
+    `names`: what to call each in an error. `cuts`: those that may be kept, all if not given.
 
     Raises:
         UsageError: they are of different bundles, or do not agree on what goes over a cut.
     """
     first = profiles[0]
-    common = [name for name in first.cuts if all(name in p.cuts for p in profiles)]
+    wanted = first.cuts if cuts is None else [name for name in first.cuts if name in cuts]
+    common = [name for name in wanted if all(name in p.cuts for p in profiles)]
     merged = [_merged(p, common) for p in profiles]
     exits = set.intersection(*({(e.name, e.after) for e in p.exits} for p in merged))
-    for p in merged[1:]:
+    for name, p in zip(names[1:], merged[1:], strict=True):
         if _network(p) != _network(merged[0]) or not exits:
             raise UsageError(
-                f"the profiles of {first.machine} and {p.machine} are of different networks ({first.bundle} and "
-                f"{p.bundle}): profile the same bundle on both machines"
+                f"the profiles of {names[0]} and {name} are of different networks ({first.bundle} and {p.bundle}): "
+                "profile the same bundle on both machines"
             )
     return [p._replace(exits=tuple(e for e in p.exits if (e.name, e.after) in exits)) for p in merged]
 
 
 def _network(p: Profile) -> tuple[Any, ...]:
-    return p.bundle, p.cuts, p.border_bytes, p.output_bytes
+    return p.bundle, p.cuts, p.border_bytes, p.output_bytes, p.code_bytes
 
 
 def _merged(profile: Profile, cuts: Sequence[str]) -> Profile:
@@ -255,13 +278,23 @@ def plan(
         raise UsageError("the device's power is not known: its profile has no watts, so give --watts")
     good: list[Candidate] = []
     for exits in _preferred(places[0].profile.exits, demand):
-        good += [c for c in found if c.exit in exits and math.isfinite(c.latency_ns)]
+        possible = (c for c in found if math.isfinite(c.latency_ns) and demand.least <= min(c.borders, default=0))
+        good += [c for c in possible if c.exit in exits]
         timely = [c for c in good if c.latency_ns <= demand.deadline_ns]
         if timely:
             best = min(timely, key=_COST[demand.objective])
             return Plan(found, best, True, _why(places, demand, best, good, len(timely)))
     best = min(good, key=_COST[Objective.LATENCY])
     return Plan(found, best, False, _why(places, demand, best, good, 0))
+
+
+def curve(found: Plan) -> list[Candidate]:
+    """Return the candidates that a later deadline makes more accurate, the fastest first."""
+    better: list[Candidate] = []
+    for c in sorted(found.candidates, key=_COST[Objective.LATENCY]):
+        if math.isfinite(c.latency_ns) and (not better or _accuracy(c) > _accuracy(better[-1])):
+            better.append(c)
+    return better
 
 
 class StaticMap:
@@ -296,6 +329,11 @@ def spans(candidate: Candidate) -> list[tuple[int, int]]:
     return list(pairwise((0, *candidate.borders, candidate.exit.after)))
 
 
+def crossings(candidate: Candidate, profile: Profile) -> list[str | None]:
+    """Return what goes over each link, by name; None where nothing does."""
+    return [profile.tensors[b] if b < candidate.exit.after else None for b in candidate.borders]
+
+
 def _candidate(
     places: Sequence[Place],
     links: Sequence[Link],
@@ -307,7 +345,8 @@ def _candidate(
     device = places[0].profile
     runs = pairwise((0, *borders, way_out.after))
     compute_ns = tuple(place.run_ns(*run, way_out) for place, run in zip(places, runs, strict=True))
-    carried = tuple(device.border_bytes[b] + device.output_bytes if b < way_out.after else 0 for b in borders)
+    answer = device.answer_bytes(way_out)
+    carried = tuple(device.border_bytes[b] + answer if b < way_out.after else 0 for b in borders)
     link_ns = sum(link.takes_ns(n) for link, n, b in zip(links, carried, borders, strict=True) if b < way_out.after)
     joules = None if watts is None else watts * compute_ns[0] / 1e9 + joules_per_byte * sum(carried[:1])
     return Candidate(way_out, borders, compute_ns, link_ns, carried, joules)
@@ -382,8 +421,8 @@ def _profile(raw: dict[str, Any]) -> Profile:
         Exit(
             _text(e["name"], "exits.name"),
             None if e["accuracy"] is None else _number(e["accuracy"], "exits.accuracy", 1.0),
-            _whole(e.get("after", len(segments)), "exits.after"),
-            _number(e.get("us", 0.0), "exits.us"),
+            _whole(e["after"], "exits.after"),
+            _number(e["us"], "exits.us"),
         )
         for e in _list(raw["exits"], "exits")
     )
@@ -402,6 +441,7 @@ def _profile(raw: dict[str, Any]) -> Profile:
             *(_whole(c["bytes"], "cuts.bytes") for c in cuts),
         ),
         output_bytes=_whole(raw["output_bytes"], "output_bytes"),
+        code_bytes=_whole(raw["code_bytes"], "code_bytes"),
         segments_us=tuple(_number(s["us"], "segments.us") for s in segments),
         fixed_us=_number(raw["fixed_us"], "fixed_us"),
         whole_us=_number(raw["whole_us"], "whole_us"),

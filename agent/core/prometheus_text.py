@@ -6,7 +6,7 @@ https://prometheus.io/docs/practices/naming/. docs/reference/power.md lists the 
 
 from collections.abc import Iterable, Mapping
 
-from agent.core.messages import CloudFigures, HealthMessage, HealthState, TelemetryMessage
+from agent.core.messages import CloudFigures, HealthMessage, HealthState, SplitFigures, TelemetryMessage
 
 Labels = Mapping[str, str]
 Sample = tuple[Labels, float | None]
@@ -57,7 +57,10 @@ def exposition(telemetry: TelemetryMessage, health: HealthMessage | None = None)
     out.gauge("window_energy_joules", "Above idle, for each window.", [(measured_by, p["joules_per_window"])])
 
     if (cloud := t.get("cloud")) is not None:
-        _cloud(cloud, out)
+        out.counter("cloud_requests_total", "Windows that the cloud was asked about.", _one(cloud["asked"]))
+        _asked("cloud", cloud, out)
+    if (split := t.get("split")) is not None:
+        _split(split, out)
     if health is not None:
         out.gauge("health", "1 for the state that it is in.", [({"state": s}, s == health["state"]) for s in _HEALTH])
         wrong = dict.fromkeys((reason["code"] for reason in health["reasons"]), 1)
@@ -65,7 +68,8 @@ def exposition(telemetry: TelemetryMessage, health: HealthMessage | None = None)
     return out.text()
 
 
-def _cloud(c: CloudFigures, out: "_Page") -> None:
+def _asked(prefix: str, c: CloudFigures | SplitFigures, out: "_Page") -> None:
+    """What became of requests, of either kind."""
     became = {
         "answered": c["answered"],
         "timed_out": c["timed_out"],
@@ -74,17 +78,27 @@ def _cloud(c: CloudFigures, out: "_Page") -> None:
         "not_sent": c["not_sent"],
         "abandoned": c["abandoned"],
     }
-    out.counter("cloud_requests_total", "Windows that the cloud was asked about.", _one(c["asked"]))
-    out.counter("cloud_outcomes_total", "What became of requests to the cloud.", _by("outcome", became))
-    out.counter("cloud_refusals_total", "Requests that a worker refused.", _by("reason", c["refused"]))
-    out.counter("cloud_not_asked_total", "Windows in doubt that were not asked about.", _by("reason", c["not_asked"]))
-    out.counter("cloud_late_answers_total", "Answers after the deadline.", _one(c["late"]))
-    out.counter("cloud_unexpected_answers_total", "Answers to nothing that was asked.", _one(c["unexpected"]))
+    out.counter(f"{prefix}_outcomes_total", "What became of requests.", _by("outcome", became))
+    out.counter(f"{prefix}_refusals_total", "Requests that a worker refused.", _by("reason", c["refused"]))
+    out.counter(f"{prefix}_not_asked_total", "Windows that were not asked about.", _by("reason", c["not_asked"]))
+    out.counter(f"{prefix}_late_answers_total", "Answers after the deadline.", _one(c["late"]))
+    out.counter(f"{prefix}_unexpected_answers_total", "Answers to nothing that was asked.", _one(c["unexpected"]))
     carried = {"up": c["bytes_up"], "down": c["bytes_down"]}
-    out.counter("cloud_bytes_total", "Of requests and answers.", _by("direction", carried))
+    out.counter(f"{prefix}_bytes_total", "Of requests and answers.", _by("direction", carried))
     rtt = [({"statistic": name}, ms / 1e3) for name, ms in _floats(c["rtt_ms"]).items()]
-    out.gauge("cloud_rtt_seconds", "From request to answer, of the last interval.", rtt)
-    out.gauge("cloud_breaker", "1 for the state that it is in.", [({"state": s}, s == c["breaker"]) for s in _BREAKER])
+    out.gauge(f"{prefix}_rtt_seconds", "From request to answer, of the last interval.", rtt)
+    state = [({"state": s}, s == c["breaker"]) for s in _BREAKER]
+    out.gauge(f"{prefix}_breaker", "1 for the state that it is in.", state)
+
+
+def _split(s: SplitFigures, out: "_Page") -> None:
+    out.counter("split_windows_total", "Windows, by the exit that answered.", _by("exit", s["windows"]))
+    out.counter("split_away_windows_total", "Windows whose rest others ran.", _one(s["away"]))
+    out.counter("split_requests_total", "Requests to run the rest of the network.", _one(s["asked"]))
+    _asked("split", s, out)
+    rtt, mbit = s["link_rtt_ms"], s["link_mbit"]
+    out.gauge("split_link_rtt_seconds", "Of no bytes, without workers' time.", _one(None if rtt is None else rtt / 1e3))
+    out.gauge("split_link_bits_per_second", "As it is known now.", _one(None if mbit is None else mbit * 1e6))
 
 
 class _Page:

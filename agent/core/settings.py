@@ -19,6 +19,8 @@ TIME_UNITS = ("none", "s", "ms", "us")
 DURABILITIES = ("power-loss", "process", "memory")
 DOUBTS = ("low-confidence", "unknown", "overload")
 PAYLOADS = ("code", "window")
+SPLIT_PRIVACIES = ("tensor", "window")
+OBJECTIVES = ("latency", "energy", "accuracy")
 _AXIS = re.compile(r"[+-]?[xyz]")
 
 
@@ -32,9 +34,9 @@ def _within(name: str, value: float, least: float, most: float) -> None:
         raise ValueError(f"{name} must be between {least:g} and {most:g}, not {value:g}")
 
 
-def _service(value: str) -> None:
+def _service(value: str, name: str = "service") -> None:
     if not 1 <= len(value) <= 64 or any(c in "+#/" or not c.isprintable() for c in value):
-        raise ValueError(f"service must be 1 to 64 printable characters without + # /, not {value!r}")
+        raise ValueError(f"{name} must be 1 to 64 printable characters without + # /, not {value!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -403,25 +405,87 @@ class CloudSettings:
 
 
 @dataclass(frozen=True, repr=False)
+class SplitSettings:
+    """The rest of the board's own network, which others may run behind a broker, and which is never depended on.
+
+    `cut`: the tensor that is sent; off, window to send what the network takes, or auto for whichever is best on the
+    link as it is. `until`: the tensor that whoever is asked passes on to the next one; as far as that one can go if
+    empty. `exit`: the head that answers, the network's end if empty. Auto finds both by itself.
+    `broker`: name of a `[broker.…]`, the first one if empty, over a connection of its own; unless it is the first one,
+    nothing but requests goes there. `service`: which workers are asked. `deadline_ms`: after which the board has run
+    the rest itself. `privacy`: what may leave the board, tensor or window.
+    `profiles`: for auto, files of `har-agent profile`, this board's and then the worker's, with a space between them.
+    `objective`: for auto, latency, energy (the board's) or accuracy.
+    `early`: windows that an exit on this board is sure of stop there. `mb_per_day`: a budget of 24 hours; what MQTT and
+    TLS add is not counted.
+    `failures`: that many in a row, and nothing is asked for `retry_s`, then once to see; that time doubles, up to 16
+    times itself, with every such try that fails. As often auto looks whether the link has become better.
+    """
+
+    cut: str = "off"
+    until: str = ""
+    exit: str = ""
+    broker: str = ""
+    service: str = "har-split"
+    deadline_ms: float = 300.0
+    privacy: str = "tensor"
+    profiles: str = ""
+    objective: str = "latency"
+    early: bool = False
+    mb_per_day: float = 100.0
+    failures: int = 5
+    retry_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, and numbers out of range."""
+        for name in ("cut", "until", "exit"):
+            value = getattr(self, name)
+            if len(value.encode()) > 255 or not value.isprintable() or (name == "cut" and not value):
+                raise ValueError(f"{name} must be the name of a tensor or of an exit, not {value!r}")
+        _service(self.service)
+        _within("deadline_ms", self.deadline_ms, 10, 10_000)
+        _one_of("privacy", self.privacy, SPLIT_PRIVACIES)
+        if len(self.profiles.split()) not in (0, 2):
+            raise ValueError(f"profiles must be two files, this board's and the worker's, not {self.profiles!r}")
+        _one_of("objective", self.objective, OBJECTIVES)
+        _within("mb_per_day", self.mb_per_day, 0.1, 1e6)
+        _within("failures", self.failures, 1, 1000)
+        _within("retry_s", self.retry_s, 1, 86_400)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything ever leaves the board."""
+        return self.cut != "off"
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the network is ever run in parts."""
+        return self.asks or self.early or bool(self.exit)
+
+
+@dataclass(frozen=True, repr=False)
 class WorkerSettings:
     """A worker, `har-agent cloud-worker`, which answers boards.
 
     `service`: the name under which boards ask. `bundles`: folders, or names of bundles that ship with the agent, with
-    spaces between them; those on the command line instead, if there are any. `max_batch`: windows that fill a call of
-    a model; a request of codes counts as one, and the last request is read whole. `max_waiting`: requests that may
-    wait, each of 16 KiB at most; of more, the oldest are refused. `linger_ms`: how long to collect requests into one
-    call of a model.
+    spaces between them; those on the command line instead, if there are any. `next`: the service that goes on where a
+    network that was split does not end here; over the same broker. `max_batch`: windows that fill a call of a model; a
+    request of codes counts as one, and the last request is read whole. `max_waiting`: requests that may wait, of 16 KiB
+    on average; of more, the oldest are refused. `linger_ms`: how long to collect requests into one call of a model.
     """
 
     service: str = "har-cloud"
     bundles: str = "har-cloud"
+    next: str = ""
     max_batch: int = 256
     max_waiting: int = 4096
     linger_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a service that is no level of a topic, and numbers out of range."""
+        """Refuse services that are no level of a topic, and numbers out of range."""
         _service(self.service)
+        if self.next:
+            _service(self.next, "next")
         _within("max_batch", self.max_batch, 1, 4096)
         _within("max_waiting", self.max_waiting, 1, 16_384)
         _within("linger_ms", self.linger_ms, 0, 1000)

@@ -1,7 +1,7 @@
 """The loop around the pipeline; a single turn of it can be called by a test."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 class TimedModel:
     """A `ports.Model` that remembers how long its calls took."""
 
-    def __init__(self, model: Model, clock: Clock) -> None:
+    def __init__(self, model: Model, clock: Clock, around: Callable[[Model], Model] | None = None) -> None:
+        """`around`: gives what is called in place of `model`, and of each that replaces it; itself if not given."""
         self._clock = clock
+        self._around = around
         self.replace(model)
         self.spent_ns = 0
         """Total of all calls so far."""
 
     def replace(self, model: Model) -> None:
         """Time another model from now on."""
-        self._model = model
+        self._model = self._around(model) if self._around else model
         self.id, self.labels, self.context_windows = model.id, model.labels, model.context_windows
 
     def infer(self, windows: Float32Array) -> Scores:

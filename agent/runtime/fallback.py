@@ -50,8 +50,9 @@ _MOST_CODES = 255
 """In a request: its count is a byte."""
 _ANSWER_BYTES = 64
 """What an answer is taken to have until the first one has come."""
-_TOO_LARGE = "too_large"
-"""A reason not to ask beside those of the policy: the window does not fit into a request."""
+_TOO_LARGE, _NO_CODE = "too_large", "no_code"
+"""Reasons not to ask beside those of the policy: the window does not fit into a request; an early exit has scored it,
+and left no code."""
 
 Key = tuple[str, int]
 
@@ -233,6 +234,9 @@ class Fallback:
         count, n_bytes = self._fitting(item)
         if not count:
             self._not_asked[_TOO_LARGE] += 1
+            return None
+        if item.call.windows is None and not item.call.codes[item.at].ravel()[-item.call.manifest.code.bytes :].any():
+            self._not_asked[_NO_CODE] += 1
             return None
         reason = self._policy.consider(
             now_ns,

@@ -30,6 +30,7 @@ from agent.runtime.telemetry import HostFigures, Telemetry
 if TYPE_CHECKING:
     from agent.core.messages import HealthMessage, StatusMessage, TelemetryMessage
     from agent.runtime.fallback import Fallback
+    from agent.runtime.split import SplitModel
 
 OFFLINE = b'{"v":1,"state":"offline"}'
 """What the status says of an agent that is not there: its last word, and its last will."""
@@ -187,6 +188,8 @@ class Parts:
     coverage: Coverage = field(default_factory=Coverage)
     fallback: "Fallback | None" = None
     """The one inside `engine`."""
+    split: "SplitModel | None" = None
+    """The one inside `model`."""
 
 
 class Live:
@@ -527,6 +530,7 @@ class Live:
         health.count(HealthCode.TOO_MANY_DEVICES, p.source.refused[Loss.TOO_MANY_DEVICES], text, now_ns)
         health.set(HealthCode.MODEL_ROLLED_BACK, p.slots.problem, now_ns)
         health.set(HealthCode.CLOUD_AWAY, p.fallback.problem if p.fallback else None, now_ns)
+        health.set(HealthCode.SPLIT_AWAY, p.split.problem if p.split else None, now_ns)
         synced = p.clock.synced()
         if synced and not self._synced:
             # When this run began is only known now.
@@ -587,9 +591,16 @@ class Live:
         p = self._p
         p.telemetry.take_power(p.power())
         self._host = p.host()
-        cloud = p.fallback.figures() if p.fallback else None
         self._message = p.telemetry.snapshot(
-            p.pipeline.counts(), p.model.id, p.source.dropped, p.source.refused, p.delivery, p.outbox, self._host, cloud
+            p.pipeline.counts(),
+            p.model.id,
+            p.source.dropped,
+            p.source.refused,
+            p.delivery,
+            p.outbox,
+            self._host,
+            p.fallback.figures() if p.fallback else None,
+            p.split.figures() if p.split else None,
         )
         return self._message
 

@@ -135,7 +135,7 @@ class Serving:
         p.delivery.send(self.telemetry(p.clock.monotonic_ns()))
         p.delivery.farewell(p.clock.monotonic_ns() + round(FLUSH_S * 1e9))
         p.link.close()
-        p.log.info("stopped", answered=p.worker.answered, waiting=p.worker.waiting)
+        p.log.info("stopped", answered=p.worker.answered, passed_on=p.worker.passed_on, waiting=p.worker.waiting)
 
     def _each_second(self, now_ns: int) -> None:
         p, health, link = self._p, self._p.health, self._p.link.state()
@@ -183,6 +183,7 @@ class Serving:
             "requests": worker.requests,
             "requests_per_s": round((worker.requests - self._requests_before) / interval_s, 3),
             "answered": worker.answered,
+            "passed_on": worker.passed_on,
             "refused": {reason: n for reason, n in sorted(worker.refused.items()) if n},
             "unsent": worker.unsent,
             "waiting": worker.waiting,

@@ -11,7 +11,7 @@ from agent.ports import Clock, Outbox
 from agent.records import Gap, GapReason, Loss, PowerReading, Prediction, Turn, Unscored
 
 if TYPE_CHECKING:
-    from agent.core.messages import CloudFigures, LatencySummary, Power, TelemetryMessage, WorstStream
+    from agent.core.messages import CloudFigures, LatencySummary, Power, SplitFigures, TelemetryMessage, WorstStream
 
 _WORST = 5
 _DAY_S = 86_400
@@ -138,12 +138,13 @@ class Telemetry:
         outbox: Outbox,
         host: HostFigures,
         cloud: "CloudFigures | None" = None,
+        split: "SplitFigures | None" = None,
     ) -> "TelemetryMessage":
         """Return the message of the interval that ends now, and begin the next.
 
         `streams`: what `Pipeline.counts` says. `model`: the bundle's id. `input_dropped`: samples that the queue to
         the pipeline let go, ever. `refused`: messages that were not even decoded, ever. `cloud`: what became of
-        questions to it, where any may be asked.
+        questions to it, where any may be asked. `split`: what became of windows where the network is run in parts.
         """
         now_ns = self._clock.monotonic_ns()
         interval_s = max(now_ns - self._since_ns, 1) / 1e9
@@ -212,6 +213,8 @@ class Telemetry:
             message["outbox"]["problem"] = outbox.problem
         if cloud is not None:
             message["cloud"] = cloud
+        if split is not None:
+            message["split"] = split
         self._since_ns, self._windows_before, self._latency = now_ns, self._windows, _stages()
         return message
 

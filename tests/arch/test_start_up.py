@@ -56,4 +56,5 @@ def test_the_daemon_loads_what_asks_a_cloud_only_where_one_is_asked() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     asking = {"agent.runtime.fallback", "agent.core.offload", "agent.core.link", "agent.core.cloud_wire"}
+    asking |= {"agent.runtime.split", "agent.core.split_wire", "agent.core.planner", "agent.adapters.onnx_parts"}
     assert set(ran.stdout.split()) & {*asking, "agent.adapters.mqtt.requester"} == set()

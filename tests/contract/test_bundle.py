@@ -8,12 +8,12 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from graphs import classifier, context, encoder, field, node, write_bundle
+from graphs import classifier, context, encoder, exit_head, field, model, node, value, write_bundle, write_segment
 
-from agent.adapters.bundle import builtin_models, find_bundle, load_bundle, read_golden
+from agent.adapters.bundle import builtin_models, find_bundle, load_bundle, pack, read_golden, read_segment_golden
 from agent.adapters.onnx_model import OrtModel
 from agent.app.compose import open_model
-from agent.core.manifest import Context, sha256
+from agent.core.manifest import Context, Exit, Segment, dump, parse, sha256
 from agent.core.onnx_wire import summarise
 from agent.errors import InferenceError, ModelContractError
 
@@ -579,3 +579,193 @@ def test_a_context_without_golden_vectors_is_refused(tmp_path, lost):
 
     with pytest.raises(ModelContractError, match=f"cannot be read: .*{lost}"):
         read_golden(load_bundle(folder))
+
+
+@pytest.mark.parametrize("name", ["har-base", "har-base-float", "har-cloud"])
+def test_a_manifest_without_exits_and_segment_keeps_its_bytes(name):
+    data = (builtin_models() / name / "manifest.json").read_bytes()
+
+    assert (parse(data).exits, parse(data).segment) == ((), None)
+    assert dump(parse(data)) == data
+
+
+EARLY = Exit("early", "eb", 0.9, 0.8)
+
+
+def test_exits_are_read_as_they_were_written(tmp_path):
+    late = Exit("late-2", "eb", None, 1.0)
+    heads = {"exit-early.onnx": exit_head(), "exit-late-2.onnx": exit_head(p="y")}
+
+    assert load_bundle(write_bundle(tmp_path, graphs=heads, exits=(EARLY, late))).manifest.exits == (EARLY, late)
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "says"),
+    [
+        ({}, {"exits": (EARLY,)}, r"does not list exit-early\.onnx"),
+        ({"exit-early.onnx": exit_head()}, {}, r"has no exit for exit-early\.onnx"),
+        ({"exit-early.onnx": exit_head("code")}, {"exits": (EARLY._replace(at="code"),)}, "which is no cut"),
+        ({"exit-early.onnx": exit_head("e1")}, {"exits": (EARLY._replace(at="e1"),)}, "which is no cut"),
+        ({"exit-early.onnx": exit_head("window")}, {"exits": (EARLY._replace(at="window"),)}, "which is no cut"),
+        ({"exit-early.onnx": exit_head("ea")}, {"exits": (EARLY,)}, "must take eb, and give logits and novelty"),
+        ({"exit-early.onnx": exit_head(labels=4)}, {"exits": (EARLY,)}, "must take eb, and give logits and novelty"),
+        ({"exit-early.onnx": classifier()}, {"exits": (EARLY,)}, "must take eb, and give logits and novelty"),
+        ({"exit-early.onnx": exit_head(opset=99)}, {"exits": (EARLY,)}, "opset 99"),
+    ],
+)
+def test_an_exit_that_is_no_head_of_the_network_is_refused(tmp_path, head, changes, says):
+    with pytest.raises(ModelContractError, match=says):
+        load_bundle(write_bundle(tmp_path, graphs=head, **changes))
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({}, "must be a list"),
+        ([1], r"manifest\.json"),
+        ([{"name": "a", "at": "eb"}], "lacks 'confidence'"),
+        ([{"at": "eb", "confidence": 1}], "lacks 'name'"),
+        ([{"name": "../a", "at": "eb", "confidence": 1}], "small letters, digits and dashes"),
+        ([{"name": "A", "at": "eb", "confidence": 1}], "small letters, digits and dashes"),
+        ([{"name": "a" * 17, "at": "eb", "confidence": 1}], "small letters, digits and dashes"),
+        ([{"name": "a", "at": "eb", "confidence": 1}] * 2, "distinct names"),
+        ([{"name": "a", "at": "eb", "confidence": 1.1}], "from 0 to 1"),
+        ([{"name": "a", "at": "eb", "confidence": None}], "finite number"),
+        ([{"name": "a", "at": "eb", "confidence": 1, "accuracy": -1}], "from 0 to 1"),
+        ([{"name": "a", "at": "", "confidence": 1}], "printable"),
+    ],
+)
+def test_exits_that_make_no_sense_are_refused(tmp_path, entry, says):
+    folder = write_bundle(tmp_path)
+    edit_manifest(folder, lambda raw: raw.update(exits=entry))
+
+    with pytest.raises(ModelContractError, match=says):
+        load_bundle(folder)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return load_bundle(write_bundle(tmp_path / "whole", 5, novel=True))
+
+
+@pytest.mark.parametrize(("at", "until"), [("window", "eb"), ("ea", "code"), ("eb", ""), ("code", "")])
+def test_a_segment_is_a_bundle_as_a_folder_and_as_a_file(whole, tmp_path, at, until):
+    folder = write_segment(tmp_path / "part", whole, at, until)
+    loaded = load_bundle(pack(folder))
+    golden = read_segment_golden(loaded)
+
+    assert loaded.manifest.segment == Segment(whole.id, whole.digest, at, until)
+    assert loaded.contents == load_bundle(folder).contents
+    assert len(golden.takes) == len(golden.gives if until else golden.gives.logits) == 8
+
+
+def test_a_segment_is_refused_where_a_model_is_meant(whole, tmp_path):
+    folder = write_segment(tmp_path / "part", whole, "ea")
+
+    with pytest.raises(ModelContractError, match=f"holds a part of {whole.id}"):
+        open_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"at": ""}, "printable"),
+        ({"until": 1}, "printable"),
+        ({"until": "ea"}, "both 'ea'"),
+        ({"network": "x" * 64}, "SHA-256"),
+        ({"network": "0" * 64}, "SHA-256"),
+        ({"of": "tiny"}, "SHA-256"),
+        ({"at": "ec"}, r"segment\.onnx: its input"),
+        ({"at": "window"}, r"segment\.onnx: its input"),
+        ({"until": "code"}, r"segment\.onnx: its output"),
+        ({"until": ""}, r"segment\.onnx: its output"),
+    ],
+)
+def test_a_segment_unlike_its_manifest_is_refused(whole, tmp_path, change, says):
+    folder = write_segment(tmp_path / "part", whole, "ea", "eb")
+    edit_manifest(folder, lambda raw: raw["segment"].update(change))
+
+    with pytest.raises(ModelContractError, match=says):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("entry", [1, [], {}, "ea", {"at": "ea"}])
+def test_a_segment_that_makes_no_sense_is_refused(whole, tmp_path, entry):
+    folder = write_segment(tmp_path / "part", whole, "ea", "eb")
+    edit_manifest(folder, lambda raw: raw.update(segment=entry))
+
+    with pytest.raises(ModelContractError, match=r"manifest\.json"):
+        load_bundle(folder)
+
+
+def test_a_segment_with_a_context_is_refused(whole, tmp_path):
+    folder = write_segment(tmp_path / "part", whole, "ea", "eb", context=whole.manifest.context)
+
+    with pytest.raises(ModelContractError, match="one of context"):
+        load_bundle(folder)
+    (folder / "context.onnx").write_bytes(whole.contents["context.onnx"])
+    edit_manifest(folder, lambda raw: raw["files"].update({"context.onnx": {"sha256": "", "bytes": 1}}))
+    replace_file(folder, "context.onnx", whole.contents["context.onnx"])
+    with pytest.raises(ModelContractError, match="a part of a network has no context"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["segment.onnx", "golden.npz", "CARD.md"])
+def test_a_segment_without_one_of_its_files_is_refused(whole, tmp_path, name):
+    folder = write_segment(tmp_path / "part", whole, "ea", "eb")
+    edit_manifest(folder, lambda raw: raw["files"].pop(name))
+
+    with pytest.raises(ModelContractError, match=f"does not list {name}"):
+        load_bundle(folder)
+
+
+def relu(taken, given="eb"):
+    return model([node("Relu", "ea", "eb")], [value("ea", *taken)], [value(given, np.float32, "batch", 4)])
+
+
+@pytest.mark.parametrize(
+    ("graph", "says"),
+    [
+        (relu((np.float32, "batch", 1 << 19)), "its input is not what the manifest means"),
+        (relu((np.float32, "batch", 1 << 40, 1 << 40)), "its input is not what the manifest means"),
+        (relu((np.float32, "batch", "wide")), "its input is not what the manifest means"),
+        (relu((np.float32, 1, 768)), "its input is not what the manifest means"),
+        (relu((np.float32,)), "its input is not what the manifest means"),
+        (relu((np.float32, "batch", 768), "logits"), "its output is not what the manifest means"),
+        (field(7, field(1, field(4, b"Loop"))), "uses Loop|opset 0"),
+        (b"no graph", "is not an ONNX file"),
+    ],
+)
+def test_a_graph_that_is_no_such_segment_is_refused(whole, tmp_path, graph, says):
+    folder = write_segment(tmp_path / "part", whole, "ea", "eb")
+    replace_file(folder, "segment.onnx", graph)
+
+    with pytest.raises(ModelContractError, match=says):
+        load_bundle(folder)
+
+
+def test_an_operator_outside_of_the_list_is_refused_in_a_segment_too(whole, tmp_path):
+    folder = write_segment(tmp_path / "part", whole, "ea", "eb")
+    replace_file(folder, "segment.onnx", (folder / "segment.onnx").read_bytes() + field(7, field(1, field(4, b"If"))))
+
+    with pytest.raises(ModelContractError, match="uses If"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("until", "changes", "says"),
+    [
+        ("eb", {"takes": lambda a: a[:, 1:]}, "shapes and types"),
+        ("eb", {"gives": lambda a: a.astype(np.float64)}, "shapes and types"),
+        ("eb", {"gives": lambda a: a[1:]}, "shapes and types"),
+        ("eb", {name: lambda a: a[:0] for name in ("takes", "gives")}, "no windows"),
+        ("eb", {"gives": lambda a: a.astype(object)}, "cannot be read"),
+        ("", {"novelty": lambda a: a.astype(np.float32)}, "shapes and types"),
+    ],
+)
+def test_golden_vectors_of_a_segment_that_do_not_fit_are_refused(whole, tmp_path, until, changes, says):
+    folder = write_segment(tmp_path / "part", whole, "ea", until)
+    golden(folder, **changes)
+
+    with pytest.raises(ModelContractError, match=says):
+        read_segment_golden(load_bundle(folder))

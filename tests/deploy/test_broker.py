@@ -37,7 +37,7 @@ LIVE = "/etc/mosquitto/har"
 PASSWORDS = {"home-assistant": "green house", "wrist-9": "nine", "site-7": 'a "cloud" password'}
 WRITTEN = ("acl", "broker.conf", "bridges.conf")
 
-BOARDS, USERS = ("kitchen", "hall", "attic"), ("dashboard", "alice", "home-assistant", "worker-1", "wrist-9")
+BOARDS, USERS = ("kitchen", "hall", "attic"), ("dashboard", "alice", "home-assistant", "worker-1", "edge-1", "wrist-9")
 DENIED, GRANTED = 135, {0, 16}
 """Reason codes of an acknowledgement: not authorised; written, and nobody has subscribed to it."""
 
@@ -56,19 +56,24 @@ def _commanded(name: str) -> set[str]:
 
 
 ASKED, ANSWERED = "har/cloud/har-cloud/request", "har/hall/cloud/answer"
+SPLIT, SPLIT_ANSWERED = "har/cloud/har-split/request", "har/hall/split/answer"
+PASSED_ON = "har/cloud/har-split-cloud/request"
+ANSWERS = {ANSWERED, "har/kitchen/cloud/answer", SPLIT_ANSWERED}
 WORKER = {f"har/worker-1/{kind}" for kind in ("status", "health", "worker")}
+EDGE = {f"har/edge-1/{kind}" for kind in ("status", "health", "worker")}
 AGENTS = {f"har/{a}/{kind}" for a in BOARDS for kind in ("status", "health", "telemetry")}
 REVISED = {"har/wrist-8/revision", "har/wrist-9/revision"}
 DEVICES = _device("waist-07") | _device("wrist-8") | _device("wrist-9") | _device("anything")
 MAY_WRITE = {
     "kitchen": _board("kitchen") | _device("waist-07"),
     "hall": _board("hall") | _device("wrist-8") | _device("wrist-9")
-    | {ASKED, "har/wrist-8/revision", "har/wrist-9/revision"},
+    | {ASKED, SPLIT, "har/wrist-8/revision", "har/wrist-9/revision"},
     "attic": _board("attic") | DEVICES,
     "dashboard": set(),
     "alice": _commanded("kitchen") | _commanded("hall") | _commanded("attic"),
     "home-assistant": {"homeassistant/status"},
-    "worker-1": WORKER | {ANSWERED, "har/kitchen/cloud/answer"},
+    "worker-1": WORKER | ANSWERS,
+    "edge-1": EDGE | ANSWERS | {PASSED_ON},
     "wrist-9": {"imu/wrist-9/samples"},
 }  # fmt: skip
 MAY_READ = {
@@ -76,15 +81,17 @@ MAY_READ = {
     | _commanded("kitchen") | {"har/waist-07/availability", "homeassistant/status"},
     "hall": _board("hall") - {"har/reply/alice-1"}
     | _commanded("hall")
-    | {"har/wrist-8/availability", "har/wrist-9/availability", "homeassistant/status", "imu/wrist-9/samples", ANSWERED},
+    | {"har/wrist-8/availability", "har/wrist-9/availability", "homeassistant/status", "imu/wrist-9/samples"}
+    | {ANSWERED, SPLIT_ANSWERED},
     "attic": _board("attic") - {"har/reply/alice-1"}
     | _commanded("attic") | {t for t in DEVICES if t.endswith("availability")}
     | {"homeassistant/status", "loft/anything/samples"},
-    "dashboard": AGENTS | DEVICES | REVISED | WORKER,
-    "alice": AGENTS | DEVICES | REVISED | WORKER | {"har/reply/alice-1"},
-    "home-assistant": AGENTS | DEVICES | REVISED | WORKER
+    "dashboard": AGENTS | DEVICES | REVISED | WORKER | EDGE,
+    "alice": AGENTS | DEVICES | REVISED | WORKER | EDGE | {"har/reply/alice-1"},
+    "home-assistant": AGENTS | DEVICES | REVISED | WORKER | EDGE
     | {"homeassistant/status"} | {f"homeassistant/device/{a}/config" for a in BOARDS},
-    "worker-1": WORKER | {ASKED},
+    "worker-1": WORKER | {ASKED, SPLIT, PASSED_ON},
+    "edge-1": EDGE | {ASKED, SPLIT, PASSED_ON},
     "wrist-9": set(),
 }  # fmt: skip
 TOPICS = sorted(
@@ -350,23 +357,28 @@ def test_the_page_shows_what_is_rendered(rendered: Path, update_golden: bool) ->
         PAGE.write_text(page)
 
 
-def test_a_board_may_ask_unless_its_cloud_is_off_and_off_is_no_text_in_yaml(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("section", "key", "on"), [("cloud", "when", "always"), ("split", "cut", "auto")])
+def test_a_board_may_ask_unless_that_is_off_and_off_is_no_text_in_yaml(
+    tmp_path: Path, section: str, key: str, on: str
+) -> None:
     (tmp_path / "hosts.yml").write_text(
         "brokers: {hosts: {hub: }}\n"
         "boards:\n"
-        "  vars: {har_agent_config: {cloud: {when: always, service: big}}}\n"
+        f"  vars: {{har_agent_config: {{{section}: {{{key}: {on}, service: big}}}}}}\n"
         "  hosts:\n"
         "    asks: {}\n"
-        "    own: {har_agent_config_host: {cloud: {service: other}}}\n"
-        "    text: {har_agent_config_host: {cloud: {when: 'off'}}}\n"
-        "    bare: {har_agent_config_host: {cloud: {when: off}}}\n"
+        f"    own: {{har_agent_config_host: {{{section}: {{service: other}}}}}}\n"
+        f"    text: {{har_agent_config_host: {{{section}: {{{key}: 'off'}}}}}}\n"
+        f"    bare: {{har_agent_config_host: {{{section}: {{{key}: off}}}}}}\n"
     )
     (tmp_path / "show.yml").write_text(
         "- hosts: brokers\n  gather_facts: false\n  connection: local\n"
         f"  vars_files: [{ANSIBLE}/roles/mosquitto/defaults/main.yml]\n"
         "  tasks:\n"
         "    - ansible.builtin.debug:\n"
-        '        msg: "asked {% for board in mosquitto_boards %}{{ board.name }}={{ board.cloud }} {% endfor %}."\n'
+        '        msg: "asked {% for board in mosquitto_boards %}{{ board.name }}={{ board.'
+        + section
+        + ' }} {% endfor %}."\n'
     )
     ran = _ansible(tmp_path, "-i", "hosts.yml", "show.yml", ansible_python_interpreter=sys.executable)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -14,15 +14,16 @@ import numpy as np
 import psutil
 import pytest
 from fakes import signal
-from graphs import write_bundle
+from graphs import exit_head, write_bundle, write_segment
 from nacl.signing import SigningKey
 
-from agent.adapters.bundle import pack
+from agent.adapters.bundle import load_bundle, pack
 from agent.adapters.clock import SystemClock
 from agent.adapters.signature import public_pem
 from agent.app.compose import open_model, runtime_dir, state_dir
 from agent.app.models import build_slots
 from agent.config import load
+from agent.core.manifest import Exit
 from agent.pipeline import Pipeline
 from agent.records import Prediction, SampleBatch, Turn
 from agent.runtime.engine import TimedModel
@@ -104,6 +105,25 @@ def test_a_bundle_with_context_is_shown_as_such(state, tmp_path):
     har_agent("install", bundle, "--allow-unsigned")
     rows = {row["where"]: row for row in json.loads(har_agent("list", "--json"))}
     assert (rows["slot a"]["novelty"], rows["slot a"]["look_back_s"]) == ("novelty.onnx", 6.4)
+
+
+def test_a_part_of_a_network_is_verified_and_not_installed(state, tmp_path):
+    whole = load_bundle(write_bundle(tmp_path / "tiny", 5, novel=True))
+    part = write_segment(tmp_path / "part", whole, "ea", "code")
+
+    assert f"it holds {whole.id}, ea to code; it is not signed" in har_agent("verify", part)
+    assert json.loads(har_agent("verify", part, "--json"))["segment"] == f"{whole.id}, ea to code"
+    assert f"holds a part of {whole.id}" in har_agent("install", part, "--allow-unsigned", status=78)
+    assert not list(state.iterdir())
+
+
+def test_the_heads_of_exits_are_verified_too(state, tmp_path):
+    exits = (Exit("early", "eb", None, 0.9),)
+    har_agent("verify", write_bundle(tmp_path / "a", novel=True, graphs={"exit-early.onnx": exit_head()}, exits=exits))
+    other = write_bundle(tmp_path / "b", novel=True, graphs={"exit-early.onnx": exit_head(opset=18)}, exits=exits)
+
+    assert "exit-early.onnx cannot be run as one graph" in har_agent("verify", other, status=78)
+    assert "exit-early.onnx cannot be run as one graph" in har_agent("install", other, "--allow-unsigned", status=78)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +395,7 @@ import sys
 from agent.adapters.clock import SystemClock
 from agent.app.models import build_slots
 from agent.config import load
+from agent.core.manifest import Exit
 build_slots(load(), SystemClock()).open()
 print("nacl" in sys.modules)
 """

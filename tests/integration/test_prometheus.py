@@ -74,6 +74,27 @@ TELEMETRY: TelemetryMessage = {
         "rtt_ms": {"p50": 41.0, "p95": 80.0, "p99": 90.0, "max": 95.0},
         "breaker": "half-open",
     },
+    "split": {
+        "cut": "ek",
+        "windows": {"end": 40, "first": 2},
+        "away": 39,
+        "asked": 12,
+        "answered": 11,
+        "timed_out": 0,
+        "refused": {"other_part": 1},
+        "garbled": 0,
+        "not_sent": 0,
+        "abandoned": 0,
+        "not_asked": {"breaker_open": 3},
+        "late": 0,
+        "unexpected": 0,
+        "bytes_up": 4000,
+        "bytes_down": 600,
+        "rtt_ms": {"p50": 21.0, "p95": 40.0, "p99": 41.0, "max": 42.0},
+        "link_rtt_ms": 20.5,
+        "link_mbit": 3.0,
+        "breaker": "closed",
+    },
 }
 HEALTH: HealthMessage = {
     "v": 1,
@@ -141,6 +162,21 @@ def test_what_became_of_windows_in_doubt_is_there_where_any_may_be_asked_about()
     assert got["har_cloud_bytes_total", (("direction", "up"),)] == 1000
     assert got["har_cloud_rtt_seconds", (("statistic", "p95"),)] == pytest.approx(0.08)
     assert got["har_cloud_breaker", (("state", "half-open"),)] == 1
+
+
+def test_a_network_in_parts_has_metrics_of_its_own():
+    without = dict(TELEMETRY)
+    del without["split"]
+    assert not any("split" in name for name, _ in samples(exposition(without)))
+    got = samples(exposition(TELEMETRY))
+    assert got["har_split_windows_total", (("exit", "first"),)] == 2
+    assert got["har_split_away_windows_total", ()] == 39
+    assert got["har_split_requests_total", ()] == 12
+    assert got["har_split_outcomes_total", (("outcome", "answered"),)] == 11
+    assert got["har_split_refusals_total", (("reason", "other_part"),)] == 1
+    assert got["har_split_link_rtt_seconds", ()] == pytest.approx(0.0205)
+    assert got["har_split_link_bits_per_second", ()] == pytest.approx(3e6)
+    assert got["har_split_breaker", (("state", "closed"),)] == 1
 
 
 def test_every_family_is_described_typed_and_named_by_the_rules():

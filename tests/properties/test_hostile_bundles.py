@@ -4,14 +4,16 @@ import contextlib
 import json
 import tracemalloc
 
-from graphs import classifier, decoder, encoder
+import pytest
+from graphs import classifier, decoder, encoder, exit_head, write_bundle, write_segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.adapters.bundle import builtin_models, load_bundle, pack, read_files
+from agent.adapters.bundle import builtin_models, check_files, load_bundle, pack, read_files
 from agent.adapters.signature import public_key, public_pem
 from agent.core import slots, tar
-from agent.core.manifest import parse
+from agent.core.cuts import bridges
+from agent.core.manifest import Exit, dump, parse, sha256
 from agent.core.onnx_wire import fuse, signature, summarise
 from agent.errors import ModelContractError, UsageError
 
@@ -39,10 +41,17 @@ def edited_bytes(draw, data):
     return draw(st.sampled_from([bytes(out), bytes(out[:a]), bytes(out[a:b]), bytes(out[:b] + out[a:])]))
 
 
+PART = {
+    "exits": [{"name": "early", "at": "ea", "accuracy": 0.9, "confidence": 0.8}],
+    "segment": {"of": f"har-base@{'0' * 8}", "network": "0" * 64, "at": "window", "until": "ef"},
+}
+
+
 @st.composite
 def edited_manifest(draw):
-    """The shipped manifest with something else in one or two places, at any depth."""
-    raw = json.loads(FILES["manifest.json"])
+    """The shipped manifest, or that of a part of it, with something else in one or two places, at any depth."""
+    raw = {**json.loads(FILES["manifest.json"]), **draw(st.sampled_from([{}, PART]))}
+    raw = json.loads(json.dumps(raw))
     for _ in range(draw(st.integers(1, 2))):
         at = raw
         while True:
@@ -81,6 +90,7 @@ def test_a_graph_is_read_and_fused_or_refused(data):
         for graphs in ([data, classifier()], [encoder(), data]):
             fused = fuse(graphs)
             assert fused is None or signature(fused)
+        assert not {"", "window"} & set(bridges(data))
 
 
 @settings(max_examples=150, deadline=None)
@@ -108,6 +118,28 @@ def test_a_manifest_is_read_or_refused(data):
         return
     assert manifest.input.hop <= manifest.input.window
     assert len(manifest.labels) >= 2
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory):
+    """The files of a part of a network with an exit."""
+    folder = tmp_path_factory.mktemp("part")
+    early = (Exit("early", "eb", None, 1.0),)
+    heads = {"exit-early.onnx": exit_head()}
+    whole = load_bundle(write_bundle(folder / "whole", novel=True, graphs=heads, exits=early))
+    return read_files(write_segment(folder / "part", whole, "ea", "", exits=early))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_part_of_a_network_with_another_graph_is_read_or_refused(segment, data):
+    name = data.draw(st.sampled_from(["segment.onnx", "exit-early.onnx"]))
+    graph = data.draw(edited_bytes(segment[name]))
+    manifest = parse(segment["manifest.json"])
+    entry = manifest.files[name]._replace(sha256=sha256(graph), bytes=len(graph) or 1)
+    files = {**segment, name: graph, "manifest.json": dump(manifest._replace(files={**manifest.files, name: entry}))}
+    with contextlib.suppress(ModelContractError):
+        assert check_files(files).contents[name] == graph
 
 
 @settings(max_examples=200, deadline=None)

@@ -192,7 +192,7 @@ GOOD = encode_answer(ANSWER)
         (b"", "does not begin like one"),
         (b"HQ" + GOOD[2:], "does not begin like one"),
         (changed(GOOD, 2, 2), "version 2"),
-        (changed(GOOD, 3, 8), "8 is not a valid Refusal"),
+        (changed(GOOD, 3, 10), "10 is not a valid Refusal"),
         (GOOD[:9], "9 bytes are not even the head"),
         (changed(GOOD, 4, 2), "flags 2"),
         (changed(GOOD, 5, 200), "200 labels"),
@@ -245,4 +245,5 @@ def test_a_space_of_codes_is_the_beginning_of_the_encoders_hash():
 def test_topics():
     assert request_topic("har", "har-cloud") == "har/cloud/har-cloud/request"
     assert answer_topic("site/har", "kitchen") == "site/har/kitchen/cloud/answer"
+    assert answer_topic("har", "kitchen", "split") == "har/kitchen/split/answer"
     assert answer_topic("har", "a+b").startswith("har/a_b-")

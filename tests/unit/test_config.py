@@ -100,6 +100,16 @@ NEW_BROKER = "[broker.new]\n"
         ("[cloud]\ndeadline_ms = 0\n", "{}:2: cloud.deadline_ms: deadline_ms must be between 10 and 10000, not 0"),
         ('[cloud]\nservice = "a/b"\n', "{}:2: cloud.service: service must be 1 to 64 printable characters"),
         ('[worker]\nservice = ""\n', "{}:2: worker.service: service must be 1 to 64 printable characters"),
+        ('[split]\ncut = ""\n', "{}:2: split.cut: cut must be the name of a tensor"),
+        ('[split]\ncut = "window"\n', '{}:2: split.cut: a window may only leave the board with privacy = "window" in'),
+        ('[split]\ncut = "auto"\n', "{}:2: split.cut: auto needs profiles"),
+        ('[split]\nprofiles = "one"\n', "{}:2: split.profiles: profiles must be two files"),
+        ('[split]\ncut = "auto"\nprofiles = "a b"\nexit = "e"\n', "{}:4: split.exit: auto finds exit by itself"),
+        ('[split]\nobjective = "speed"\n', "{}:2: split.objective: objective must be one of latency, energy, accuracy"),
+        ('[split]\nbroker = "edge"\n', "{}:2: split.broker: there is no section [broker.edge]"),
+        ("[split]\ndeadline_ms = 20000\n", "{}:2: split.deadline_ms: deadline_ms must be between 10 and 10000"),
+        ('[worker]\nnext = "a/b"\n', "{}:2: worker.next: next must be 1 to 64 printable characters"),
+        ('[worker]\nservice = "a"\nnext = "a"\n', "{}:3: worker.next: a worker cannot pass on to its own service"),
     ],
 )
 def test_a_cloud_that_cannot_be_asked_so_is_refused(tmp_path, text, says):

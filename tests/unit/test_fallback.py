@@ -221,6 +221,19 @@ def test_the_codes_that_led_to_a_window_are_what_is_asked():
     assert np.array_equal(np.stack([request.codes for request in asked]), np.concatenate(model.contexts))
 
 
+def test_a_window_without_a_code_is_not_asked_about_by_its_code():
+    class Exit(FakeModel):
+        def infer(self, windows):
+            scores = super().infer(windows)
+            return scores._replace(code=np.zeros_like(scores.code))
+
+    rig = Rig(model=Exit())
+
+    assert len(predictions(rig.window())) == 1
+    assert rig.fallback.figures()["not_asked"] == {"no_code": 1}
+    assert rig.cloud.asked == {}
+
+
 def test_a_window_is_asked_as_it_was_measured():
     scaled = Normalisation(np.full(6, 3, np.float32), np.ones(6, np.float32))
     described = manifest()._replace(normalisation=scaled)

@@ -18,6 +18,7 @@ from agent.core.planner import (
     StaticMap,
     aligned,
     candidates,
+    crossings,
     plan,
     read_profile,
     spans,
@@ -37,6 +38,7 @@ def network(segments_us, border_bytes, exits=(), output_bytes=40, fixed_us=0.0, 
         tuple(f"t{k}" for k in range(1, n)),
         tuple(border_bytes),
         output_bytes,
+        0,
         tuple(segments_us),
         fixed_us,
         sum(segments_us) - (n - 1) * fixed_us,
@@ -77,7 +79,7 @@ def walked(places, links, way_out, where):
         us = sum(p.segments_us[s] for s in segments) - p.fixed_us * (len(segments) - 1)
         us = max(us, *(p.segments_us[s] for s in segments)) if len(segments) < len(p.segments_us) else p.whole_us
         if segments[-1] + 1 == way_out.after:
-            us += next(e for e in p.exits if e.name == way_out.name).us
+            us += next(e for e in p.exits if e.name == way_out.name).us - p.fixed_us
         ns = 1000 * us / places[here].speed / (1 - places[here].load)
         spent += ns
         on_device += ns if here == 0 else 0.0
@@ -207,7 +209,10 @@ def test_a_chain_is_a_graph_whose_least_cut_is_the_pick(chain):
         # Its part of a run; what the first one takes more is paid once.
         times = [round(f * (p.segments_us[k] - p.fixed_us)) for f, p in zip(factor, (device, server), strict=True)]
         if k == n - 1:
-            times = [round(t + f * p.exits[-1].us) for t, f, p in zip(times, factor, (device, server), strict=True)]
+            times = [
+                round(t + f * (p.exits[-1].us - p.fixed_us))
+                for t, f, p in zip(times, factor, (device, server), strict=True)
+            ]
         after = device.border_bytes[k + 1] if k < n - 1 else 0
         layers.append(Layer(*times, after, (k - 1 if k else INPUT,)))
     graph = Network(
@@ -281,6 +286,21 @@ def test_what_is_not_known_cannot_be_made_the_best_of():
         plan(unknown, links, Demand(min_accuracy=0.5))
 
 
+def test_the_code_comes_back_from_the_end():
+    exits = (Exit("early", 0.8, 1), Exit("end", 0.95, 4))
+    net = network([1000.0] * 4, [3000, 500, 64, 100], exits)._replace(cuts=("a", "code", "c"), code_bytes=64)
+
+    found = candidates([Place(name, net) for name in "abc"], [Link(0, 1e6)] * 2)
+
+    sent = {(c.exit.name, *crossings(c, net)): c.bytes for c in found}
+    assert sent["end", "window", "window"] == (3104, 3104)
+    assert sent["end", "a", None] == (604, 0)
+    assert sent["end", "a", "code"] == (604, 168)
+    assert sent["end", "code", "c"] == (168, 204)
+    assert sent["early", "window", None] == (3040, 0)
+    assert sent["end", None, None] == sent["early", None, None] == (0, 0)
+
+
 def test_load_and_speed_scale_a_place():
     slowed = Place("device", DEVICE, speed=0.5, load=0.75)
 
@@ -305,7 +325,7 @@ def test_a_profile_is_read():
 
 
 def test_machines_that_keep_different_cuts_share_those_that_both_have():
-    board, server = aligned([read("board.json"), read("server.json")])
+    board, server = aligned([read("board.json"), read("server.json")], "ab")
 
     assert board.cuts == server.cuts == ("conv1", "conv2", "code")
     assert board.border_bytes == (3072, 3072, 1024, 48)
@@ -321,15 +341,24 @@ def test_an_exit_that_only_one_of_them_can_cut_at_is_left_out():
     server = read("server.json")
     server = server._replace(exits=(Exit("middle", 0.9, 2), *server.exits))
 
-    assert [[(e.name, e.after) for e in p.exits] for p in aligned([board, server])] == [[("middle", 2), ("end", 4)]] * 2
+    assert [[(e.name, e.after) for e in p.exits] for p in aligned([board, server], "ab")] == [
+        [("middle", 2), ("end", 4)]
+    ] * 2
 
 
 @pytest.mark.parametrize(
-    "other", [{"bundle": "other@1"}, {"output_bytes": 1}, {"border_bytes": (1, 2, 3, 4)}, {"exits": (Exit("x", 1, 4),)}]
+    "other",
+    [
+        {"bundle": "other@1"},
+        {"output_bytes": 1},
+        {"code_bytes": 1},
+        {"border_bytes": (1, 2, 3, 4)},
+        {"exits": (Exit("x", 1, 4),)},
+    ],
 )
 def test_profiles_of_different_networks_do_not_go_together(other):
-    with pytest.raises(UsageError, match="board-7 and rack-2 are of different networks"):
-        aligned([read("board.json"), read("server.json")._replace(**other)])
+    with pytest.raises(UsageError, match=r"of a\.json and b\.json are of different networks"):
+        aligned([read("board.json"), read("server.json")._replace(**other)], ["a.json", "b.json"])
 
 
 GOOD = json.loads((PROFILES / "board.json").read_text())
@@ -349,9 +378,10 @@ GOOD = json.loads((PROFILES / "board.json").read_text())
         ({"whole_us": -1}, "whole_us must be a number"),
         ({"input_bytes": 1.5}, "input_bytes must be a whole number"),
         ({"exits": []}, "exits must be at least one"),
-        ({"exits": [{"name": "end", "accuracy": 0.9}] * 2}, "of different names"),
-        ({"exits": [{"name": "end", "accuracy": 90}]}, "exits.accuracy must be a number from 0 to 1"),
-        ({"exits": [{"name": "end", "accuracy": 0.9, "after": 6}]}, "after 1 to 5 segments"),
+        ({"exits": GOOD["exits"] * 2}, "of different names"),
+        ({"exits": [GOOD["exits"][0] | {"accuracy": 90}]}, "exits.accuracy must be a number from 0 to 1"),
+        ({"exits": [GOOD["exits"][0] | {"after": 6}]}, "after 1 to 5 segments"),
+        ({"exits": [{"name": "end", "accuracy": 0.9, "after": 5}]}, "lacks 'us'"),
         ({"watts": {"busy": 1}}, "lacks 'idle'"),
         ({"machine": {"name": "a\nb"}}, "machine.name must be 1 to 256 printable characters"),
         ({"bundle": None}, "bundle must be"),

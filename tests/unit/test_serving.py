@@ -244,7 +244,7 @@ def test_what_has_come_is_answered_at_the_end_and_then_it_says_goodbye(rig: Rig)
     assert [m.payload for m in rig.link.received if m.topic == "har/worker/status"][-1] == OFFLINE
     assert rig.link.disturbed == []
     assert rig.link.closed
-    assert rig.log.lines[-1] == ("info", "stopped", {"answered": 7, "waiting": 0})
+    assert rig.log.lines[-1] == ("info", "stopped", {"answered": 7, "passed_on": 0, "waiting": 0})
 
 
 def test_nothing_keeps_it_from_ending_where_requests_go_on_coming(rig: Rig):
@@ -261,7 +261,7 @@ def test_nothing_keeps_it_from_ending_where_requests_go_on_coming(rig: Rig):
     rig.serving.shut_down()
 
     assert rig.clock.now_ns - began_ns == round((LEAVE_S + DRAIN_S) * SECOND)
-    assert rig.log.lines[-1] == ("info", "stopped", {"answered": len(rig.answers), "waiting": 1})
+    assert rig.log.lines[-1] == ("info", "stopped", {"answered": len(rig.answers), "passed_on": 0, "waiting": 1})
     assert rig.told("status")[-1]["state"] == "offline"
 
 

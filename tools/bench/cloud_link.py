@@ -3,11 +3,9 @@
     sudo .venv/bin/python tools/bench/cloud_link.py --json docs/results/cloud_link.json
 
 Two network namespaces, which end with this process. In the far one are mosquitto and a `har-agent cloud-worker` for
-each row; in the near one ask the agent's own requesters, and the edge's row is the agent's own pipeline. Between them,
-for each link, this process carries IP packets from one TUN device to another, each half a round trip later: so
-handshakes, acknowledgements and segments take what they take on a long line. It models no loss, no jitter, no limit of
-rate and no radio that has to wake up. That a link is as long as it should be is measured through the whole run, by TCP
-handshakes while nothing else is on it.
+each row; in the near one ask the agent's own requesters, and the edge's row is the agent's own pipeline. Between them
+is a link of each length, without loss or a limit of its rate (links.py). That it is as long as it should be is measured
+through the whole run, by TCP handshakes while nothing else is on it.
 
 Every row and link has a window at the cadence of real ones, and one after another, so that caches are as cold as they
 are on a board, and no request meets another. Everything shares the cores of one machine. Takes two minutes; `--quick`
@@ -15,16 +13,10 @@ a quarter of one.
 """
 
 import argparse
-import contextlib
-import fcntl
-import heapq
 import json
 import os
-import select
-import shutil
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -38,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+from links import PORT, Carrier, Condition, Line, configure, namespaced, require
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -52,11 +45,6 @@ SLOT_S = 0.12
 PATIENCE_S = 30.0
 LIFETIME_S = 300
 """After which everything is ended, whatever became of it."""
-PORT = 1883
-
-TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-"""linux/if_tun.h"""
-
 PUBLISHED = [
     {"where": "edge", "model": "compressed LSTM", "inference_ms": 5.01, "invoke_ms": 4.45, "round_trip_ms": 0.56},
     {
@@ -111,7 +99,7 @@ def main() -> None:
         return
     from agent.app.profile import machine
 
-    require_links()
+    require("bench-cloud")
     try:
         questions(bundles)
     except ModelContractError as error:
@@ -140,17 +128,6 @@ def questions(bundles: Sequence[str]) -> list[Question]:
     return asked
 
 
-def require_links() -> None:
-    """End with what to do where no links can be made."""
-    missing = [tool for tool in ("ip", "unshare") if not shutil.which(tool)]
-    if os.geteuid() != 0:
-        sys.exit("bench-cloud makes network namespaces and links between them, which only root may: run it with sudo")
-    if missing:
-        sys.exit(f"bench-cloud needs {' and '.join(missing)}: apt-get install iproute2 util-linux")
-    if not Path("/dev/net/tun").exists():
-        sys.exit("bench-cloud needs /dev/net/tun, which this kernel, or this container, does not have")
-
-
 # --- the links
 
 
@@ -160,11 +137,11 @@ def measure(bundles: Sequence[str], *, quick: bool) -> dict[str, Any]:
 
     with ExitStack() as ending:
         ends = {role: _end(role, bundles, quick, ending) for role in ("far", "near")}
-        wires = [wire for rtt_ms in LINKS_MS for wire in _link(rtt_ms, ends["far"].pid, ends["near"].pid, ending)]
+        links = {Line(rtt_ms): Condition(rtt_ms) for rtt_ms in LINKS_MS}
+        Carrier(links, ends["far"].pid, ends["near"].pid, ending)
         for end in ends.values():
             end.stdin.write("go\n")
             end.stdin.flush()
-        carry(wires, ends["near"].stdout)
         near = _told(ends["near"], "near")
         ends["far"].stdin.close()
         far = _told(ends["far"], "far")
@@ -183,16 +160,11 @@ def measure(bundles: Sequence[str], *, quick: bool) -> dict[str, Any]:
 
 
 def _end(role: str, bundles: Sequence[str], quick: bool, ending: ExitStack) -> "subprocess.Popen[str]":
-    """Start a process in a network namespace of its own, which is gone with the last process in it."""
-    flags = ["--role", role, *(["--quick"] if quick else []), *bundles]
-    end = subprocess.Popen(
-        ["unshare", "--net", sys.executable, __file__, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    """Start one end, in a namespace of its own."""
+    end = namespaced([__file__, "--role", role, *(["--quick"] if quick else []), *bundles])
     ending.callback(end.wait, 60)
     # The far one ends its own processes when nobody speaks to it any more.
     ending.callback(end.stdin.close if role == "far" else end.terminate)
-    if end.stdout.readline() != "here\n":
-        raise RuntimeError(f"no network namespace can be made for the {role} end")
     return end
 
 
@@ -204,67 +176,6 @@ def _told(end: "subprocess.Popen[str]", role: str) -> dict[str, Any]:
     return told
 
 
-def _link(rtt_ms: int, far: int, near: int, ending: ExitStack) -> Iterator[tuple[int, int, float]]:
-    """Make a TUN device in each namespace; give, for each direction, where packets come from, go to, and how late."""
-    fds = []
-    for pid in (far, near):
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        ending.callback(os.close, fd)
-        asked = struct.pack("16sH22x", b"harlink%d", IFF_TUN | IFF_NO_PI)
-        name = fcntl.ioctl(fd, TUNSETIFF, asked)[:16].rstrip(b"\0").decode()
-        _ip("link", "set", name, "netns", str(pid), "name", _device(rtt_ms))
-        fds.append(fd)
-    for a, b in (fds, fds[::-1]):
-        yield a, b, rtt_ms / 2000
-
-
-def carry(wires: Sequence[tuple[int, int, float]], until: Any) -> None:
-    """Carry packets, each after its delay, until something can be read from `until`."""
-    # A link does not wait for its turn on a core. Where that is not granted, the handshakes tell.
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    onward = {fd: (to, delay) for fd, to, delay in wires}
-    under_way: list[tuple[float, int, int, bytes]] = []
-    numbers = count()
-    deadline = time.monotonic() + LIFETIME_S
-    while (now := time.monotonic()) < deadline:
-        while under_way and under_way[0][0] <= now:
-            _, _, to, packet = heapq.heappop(under_way)
-            with contextlib.suppress(OSError):  # that end is not up yet, or is gone
-                os.write(to, packet)
-        wait = min(deadline, under_way[0][0] if under_way else deadline) - now
-        ready = select.select([until, *onward], [], [], wait)[0]
-        if until in ready:
-            return
-        for fd in ready:
-            to, delay = onward[fd]
-            with contextlib.suppress(OSError):
-                packet = os.read(fd, 1 << 16)
-                heapq.heappush(under_way, (time.monotonic() + delay, next(numbers), to, packet))
-    raise RuntimeError(f"it took more than {LIFETIME_S} s")
-
-
-def _device(rtt_ms: int) -> str:
-    return f"link{rtt_ms}"
-
-
-def _address(rtt_ms: int, end: str) -> str:
-    """RFC 2544's range for benchmarks, which nothing else uses."""
-    return f"198.18.{rtt_ms}.{1 if end == 'near' else 2}"
-
-
-def _configure(end: str) -> None:
-    """Give this namespace's devices their addresses."""
-    _ip("link", "set", "lo", "up")
-    for rtt_ms in LINKS_MS:
-        _ip("addr", "add", f"{_address(rtt_ms, end)}/30", "dev", _device(rtt_ms))
-        _ip("link", "set", _device(rtt_ms), "up")
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
-
-
 # --- the far end
 
 
@@ -274,7 +185,7 @@ def far_end(asked: Sequence[Question], _rounds: int) -> dict[str, dict[str, floa
     from mosquitto import Mosquitto, until
     from paho.mqtt.enums import CallbackAPIVersion
 
-    _configure("far")
+    configure(map(Line, LINKS_MS), "far")
     told: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
 
     def heard(_client: Any, _data: Any, message: paho.MQTTMessage) -> None:
@@ -319,9 +230,9 @@ def _worker(question: Question, url: str, folder: Path) -> "subprocess.Popen[byt
 
 def near_end(asked: Sequence[Question], rounds: int) -> dict[str, Any]:
     """Ask every question over every link, classify here, and look how long the links are, in turn."""
-    _configure("near")
+    configure(map(Line, LINKS_MS), "near")
     with ExitStack() as ending:
-        lines = [Line(rtt_ms) for rtt_ms in LINKS_MS]
+        lines = [Distance(rtt_ms) for rtt_ms in LINKS_MS]
         askers = [Asker(question, line, ending) for question in asked for line in lines]
         edge = Edge()
         for asker in askers:
@@ -345,12 +256,13 @@ def near_end(asked: Sequence[Question], rounds: int) -> dict[str, Any]:
         }
 
 
-class Line:
+class Distance:
     """A link, seen from here: how long it is, and how many bytes of IP packets each use of it takes."""
 
     def __init__(self, rtt_ms: int) -> None:
         self.rtt_ms = rtt_ms
-        self.far = _address(rtt_ms, "far")
+        self._line = Line(rtt_ms)
+        self.far = self._line.address("far")
         self._took_ms: list[float] = []
         self._user: list[tuple[int, int]] | None = None
         self._seen = self._carried()
@@ -374,14 +286,14 @@ class Line:
         return {"rtt_ms": self.rtt_ms, "measured_ms": _quantiles(self._took_ms)}
 
     def _carried(self) -> tuple[int, int]:
-        counters = psutil.net_io_counters(pernic=True)[_device(self.rtt_ms)]
+        counters = psutil.net_io_counters(pernic=True)[self._line.device]
         return counters.bytes_sent, counters.bytes_recv
 
 
 class Asker:
     """Asks one question over one link, as a board does."""
 
-    def __init__(self, question: Question, line: Line, ending: ExitStack) -> None:
+    def __init__(self, question: Question, line: Distance, ending: ExitStack) -> None:
         from agent.adapters.clock import SystemClock
         from agent.adapters.mqtt.requester import Requester
         from agent.core.settings import BrokerSettings, CloudSettings, MqttSettings

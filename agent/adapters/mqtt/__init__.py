@@ -5,7 +5,7 @@
 
 from agent.adapters.mqtt.connection import CLOSE_S, Connection
 from agent.adapters.mqtt.link import MqttLink
-from agent.adapters.mqtt.session import Message, credential, reply_properties
+from agent.adapters.mqtt.session import Message, credential, reply_properties, request_properties
 from agent.adapters.mqtt.source import MqttSource
 from agent.adapters.mqtt.subscriber import Subscriber
 
@@ -18,4 +18,5 @@ __all__ = [
     "Subscriber",
     "credential",
     "reply_properties",
+    "request_properties",
 ]

@@ -1,21 +1,39 @@
 """Asks workers behind a broker: `ports.Cloud` over MQTT 5."""
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from agent.adapters.mqtt.connection import Connection
 from agent.adapters.mqtt.session import Message, Session, request_properties
 from agent.core.cloud_wire import answer_topic, request_topic
-from agent.core.settings import BrokerSettings, CloudSettings, MqttSettings
+from agent.core.settings import BrokerSettings, MqttSettings
 from agent.ports import Clock
 from agent.records import CloudReply
 
 MAX_ANSWERS = 1000
 """Answers that may wait to be taken. Whoever may write to their topic may write anything there: the oldest go first."""
-_LONGEST_ANSWER = 4096
+LONGEST_ANSWER = 4096
 """Bytes of a packet: twice what an answer of 255 labels takes."""
+
+
+class Asking(Protocol):
+    """What a section of the configuration says of whom to ask: `CloudSettings` is one."""
+
+    @property
+    def broker(self) -> str:
+        """Name of the broker, for people."""
+
+    @property
+    def service(self) -> str:
+        """Which workers."""
+
+    @property
+    def deadline_ms(self) -> float:
+        """When an answer is worth nothing any more."""
 
 
 class Requester:
@@ -29,30 +47,35 @@ class Requester:
         name: str,
         broker: BrokerSettings,
         mqtt: MqttSettings,
-        settings: CloudSettings,
+        settings: Asking,
         clock: Clock,
         *,
+        purpose: str = "cloud",
+        longest: int = LONGEST_ANSWER,
         credentials: Path | None = None,
         complain: Callable[[str], None] = lambda _: None,
         client_id: str | None = None,
     ) -> None:
         """Prepare; `start` begins to connect. `name`: the agent's. `broker`: speaks MQTT 5.
 
-        `credentials`, `complain`: as for `Connection`. `client_id`: for another client than the agent itself.
+        `purpose`: the section that `settings` are of, which keeps the answers to one requester of an agent apart from
+        those to another. `longest`: bytes of a packet with an answer. `credentials`, `complain`: as for `Connection`.
+        `client_id`: for another client than the agent itself.
         """
         self._topic = request_topic(mqtt.root, settings.service)
-        self._answer_topic = answer_topic(mqtt.root, name)
+        self._answer_topic = answer_topic(mqtt.root, name, purpose)
         self._expiry_s = math.ceil(settings.deadline_ms / 1000)
         self._answers: deque[CloudReply] = deque(maxlen=MAX_ANSWERS)
+        self._came = threading.Condition()
         self._connection = Connection(
-            client_id or f"{name}-cloud",
+            client_id or f"{name}-{purpose}",
             {settings.broker: broker},
             mqtt,
             clock,
             credentials=credentials,
             complain=complain,
-            thread="mqtt-cloud",
-            longest=_LONGEST_ANSWER,
+            thread=f"mqtt-{purpose}",
+            longest=longest,
         )
         self._connection.subscribe(self._answer_topic, 0, self._take)
 
@@ -89,6 +112,11 @@ class Requester:
             taken.append(self._answers.popleft())
         return taken
 
+    def wait(self, timeout_s: float) -> bool:
+        """See `ports.Cloud.wait`."""
+        with self._came:
+            return self._came.wait_for(lambda: bool(self._answers), timeout_s)
+
     def close(self) -> None:
         """See `ports.Cloud.close`: `connection.CLOSE_S` at most."""
         self._connection.close()
@@ -99,4 +127,6 @@ class Requester:
 
     def _take(self, message: Message) -> None:
         if not message.retained:
-            self._answers.append(CloudReply(message.correlation, message.payload, message.t_rx_ns))
+            with self._came:
+                self._answers.append(CloudReply(message.correlation, message.payload, message.t_rx_ns))
+                self._came.notify()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from agent.adapters.onnx_model import OrtModel
@@ -60,7 +61,7 @@ def calibrate(
             f"no window of {', '.join(data.subjects)} is labelled with an activity: they were to calibrate the model; "
             "leave their recordings out, or label more of them"
         )
-    logits, novelty = _score(model, manifest.normalisation, values)
+    logits, novelty = score(model, manifest.normalisation, values)
     temperature = fit_temperature(logits, label)
     threshold = NOVELTY_MARGIN * float(np.quantile(novelty, NOVELTY_QUANTILE))
     quantiles = {str(q): float(np.quantile(novelty, q)) for q in QUANTILES}
@@ -112,6 +113,13 @@ def all_windows(data: Data, window: int) -> tuple[Float32Array, Int64Array]:
     return np.concatenate([values for values, _ in cut]), np.concatenate([label for _, label in cut])
 
 
+def people(data: Data, window: int) -> npt.NDArray[np.str_]:
+    """Return whose each of `all_windows` is, (n,)."""
+    long = [r for r in data.recordings if len(r.values) >= window]
+    cut = [np.full(len(streaming_windows(r, window)[1]), r.subject) for r in long]
+    return np.concatenate([*cut, data.windows.subject])
+
+
 def fit_temperature(logits: Float32Array, label: Int64Array) -> float:
     """Return which of `TEMPERATURES` has the least negative log-likelihood (Guo et al., ICML 2017)."""
     losses = [negative_log_likelihood(logits, label, float(t)) for t in TEMPERATURES]
@@ -124,6 +132,7 @@ def negative_log_likelihood(logits: Float32Array, label: Int64Array, temperature
     return float("nan") if found is None else found
 
 
-def _score(model: OrtModel, normalisation: Normalisation, values: Float32Array) -> tuple[Float32Array, Float64Array]:
+def score(model: OrtModel, normalisation: Normalisation, values: Float32Array) -> tuple[Float32Array, Float64Array]:
+    """Return logits (n, labels) and novelty (n,) of windows (n, window, 6) in g and rad/s."""
     scores = [model.infer(normalisation.apply(values[i : i + BATCH])) for i in range(0, len(values), BATCH)]
     return np.concatenate([s.logits for s in scores]), np.concatenate([s.novelty for s in scores])

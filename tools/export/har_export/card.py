@@ -55,6 +55,7 @@ def render(manifest: Manifest) -> str:
         calibration_subjects=_join(training.get("calibration_subjects", [])),
         measured=_measured(manifest.metrics),
         context=_context(manifest),
+        exits=_exits(manifest),
         about_data=ABOUT_SMARTPHONE if smartphone else "",
         exemplars=EXEMPLARS if "exemplars.npz" in manifest.files else "",
         limits=LIMITS_SMARTPHONE if smartphone else LIMITS,
@@ -89,6 +90,18 @@ def _context(manifest: Manifest) -> str:
     return f"A context layer reads the codes of the last {seen}, and says what is decided at the present one."
 
 
+def _exits(manifest: Manifest) -> str:
+    if not manifest.exits:
+        return ""
+    heads = "; ".join(
+        f"`{one.name}`"
+        + ("" if one.accuracy is None else f", right in {one.accuracy:.1%} of the calibration subjects' windows")
+        + f", where a window may stop from a confidence of {one.confidence:.3g} on"
+        for one in manifest.exits
+    )
+    return f"Heads inside of the encoder read labels earlier, with less accuracy: {heads}."
+
+
 def _join(names: list[str]) -> str:
     return ", ".join(names)
 
@@ -104,6 +117,8 @@ def _measured(metrics: Mapping[str, Any]) -> str:
     crossval = metrics.get("crossval")
     if crossval is None:
         return "\n".join([*lines, "", "No cross-validation was given to the build."]).strip()
+    # What is decided without a context is decided by smoothed scores.
+    decided = "as decided with the context" if crossval.get("context_bytes", True) else "as decided"
     lines += [
         "",
         f"Subject-wise {crossval['folds']}-fold cross-validation, {_many(len(crossval['seeds']), 'seed')}, every "
@@ -115,7 +130,7 @@ def _measured(metrics: Mapping[str, Any]) -> str:
             "| {} | {mean:.2%} | {sd:.2%} | {min:.2%} |".format(text, **crossval[key])
             for key, text in (
                 ("streaming_accuracy", "windows cut from recordings, activities, one window alone"),
-                ("decided_accuracy", "the same, as decided with the context"),
+                ("decided_accuracy", f"the same, {decided}"),
                 ("reordered_accuracy", "the same, bouts in another order"),
                 ("streaming_macro_f1", "macro F1, one window alone"),
                 ("streaming_transition_recall", "transitions found"),

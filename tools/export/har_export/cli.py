@@ -15,15 +15,17 @@ from agent.adapters.bundle import pack as pack_bundle
 from agent.adapters.onnx_model import OrtModel
 from agent.core.decoders.recording import Declared
 from agent.core.manifest import Bundle
+from agent.core.planner import Profile
 from agent.errors import AgentError, InputError, ModelContractError
 from har_export import bundle as bundles
 from har_export import crossval as cv
 from har_export import evaluate as ev
-from har_export import signing, simfit
+from har_export import exits, signing, simfit
 from har_export.datasets import Source
 from har_export.datasets.records import Data
 from har_export.lab.cli import app as lab
 from har_export.lab.cli import numbers
+from har_export.network import BASE
 from har_export.train import Progress, Settings
 
 EXIT_DATA, EXIT_IO, EXIT_MODEL = 65, 74, 78
@@ -57,6 +59,7 @@ WindowOption = Annotated[int, typer.Option("--window", min=32, max=4096, help="S
 MembersOption = Annotated[
     int, typer.Option("--members", min=1, max=16, help="Networks that work together: better, slower, larger.")
 ]
+ExitsOption = Annotated[bool, typer.Option("--exits", help="A wider network with two early exits, without context.")]
 
 
 @app.command()
@@ -69,6 +72,7 @@ def train(
         Path | None, typer.Option("--metrics", help="Result file of crossval, for manifest and card.")
     ] = None,
     members: MembersOption = 1,
+    with_exits: ExitsOption = False,
     epochs: EpochsOption = Settings.epochs,
     rate_hz: RateOption = Settings.rate_hz,
     window: WindowOption = Settings.window,
@@ -80,15 +84,17 @@ def train(
     """
     torch.set_num_threads(cv.default_jobs())
     settings = replace(Settings(), epochs=epochs, rate_hz=rate_hz, window=window)
+    shape = exits.SHAPE if with_exits else BASE
     measured = {} if metrics is None else {"crossval": _summary(metrics)}
-    if measured and (measured["crossval"].get("settings"), measured["crossval"].get("members")) != (
-        asdict(settings), members,
-    ):  # fmt: skip
+    wanted = {"settings": asdict(settings), "members": members, "shape": None, **bundles.describe_shape(shape)}
+    if measured and {key: measured["crossval"].get(key) for key in wanted} != wanted:
         raise InputError(f"{metrics} was measured with other settings than these: it says nothing about this model")
     name = out.resolve().name
-    if with_float and members > 1:
-        raise InputError("--float is for models of boards, which have one member")
-    built, networks = bundles.build(read(data, declare, rate_hz), seed, settings, name, measured, _show_epoch, members)
+    if with_float and (members > 1 or with_exits):
+        raise InputError("--float is for models of boards, which have one member and no exits")
+    built, networks = bundles.build(
+        read(data, declare, rate_hz), seed, settings, name, measured, _show_epoch, members, shape
+    )
     written = [(built, out)]
     if with_float:
         written.append((bundles.float_variant(built, networks[0]), out.with_name(f"{out.name}-float")))
@@ -107,6 +113,7 @@ def crossval(
     seeds: Annotated[str, typer.Option("--seeds", help="Numbers with commas between them.")] = "0,1,2,3,4",
     folds: Annotated[int, typer.Option("--folds", min=2)] = 5,
     members: MembersOption = 1,
+    with_exits: ExitsOption = False,
     epochs: EpochsOption = Settings.epochs,
     rate_hz: RateOption = Settings.rate_hz,
     window: WindowOption = Settings.window,
@@ -127,7 +134,7 @@ def crossval(
     _say_lost(cv.load(where, rate_hz))
     results = cv.crossval(
         where, numbers(seeds), folds, settings, out.with_suffix(""), jobs or cv.default_jobs(),
-        _show_fold, members,
+        _show_fold, members, exits.SHAPE if with_exits else BASE,
     )  # fmt: skip
     summary = cv.summarise(results)
     out.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -199,6 +206,38 @@ def finetune(
     if key is not None:
         typer.echo(f"signed with {signing.sign(out, key)}", err=True)
     typer.echo(json.dumps(built.manifest.metrics["finetune"], indent=2) if as_json else ft.text(built))
+
+
+@app.command("slice")
+def slice_(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder or .harmodel file, or the name of one that ships.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder in which each slice gets one of its own.")],
+    parts: Annotated[int | None, typer.Option("--parts", min=2, max=64, help="Slices of similar compute time.")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option("--at", help="Cut at this tensor instead; may be repeated, in order.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="File of har-agent profile of the machines that run the slices.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="Time to measure here instead.")] = 3.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Cut a bundle into parts of similar compute time, for machines that run the network in a chain.
+
+    Example: har-export slice har-base --parts 3 --out slices/
+    """
+    from har_export import slices
+
+    if (parts is None) == (not at):
+        raise typer.BadParameter("say into how many parts, or where with --at", param_hint="--parts")
+    whole = load_bundle(find_bundle(bundle))
+
+    def profiled() -> Profile:
+        return slices.measured(bundle, seconds) if profile is None else slices.read(profile)
+
+    made = slices.slice_bundle(whole, profiled, out, parts, at or ())
+    typer.echo(f"{len(made.slices)} bundles written to {out}; sign them with har-export sign", err=True)
+    typer.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.text())
 
 
 @app.command("fit-simulator")
@@ -315,7 +354,8 @@ def table(summary: dict[str, Any]) -> str:
             if f"{kind}_{key}" in summary:
                 lines.append(_spread(text, summary[f"{kind}_{key}"]))
         if kind == "streaming":
-            lines.append(_spread("decided, with context", summary["decided_accuracy"]))
+            if summary["context_bytes"]:
+                lines.append(_spread("decided, with context", summary["decided_accuracy"]))
             lines.append(_spread("decided, without", summary["without_context_accuracy"]))
             if "reordered_accuracy" in summary:
                 lines.append(_spread("decided, bouts reordered", summary["reordered_accuracy"]))

@@ -22,6 +22,7 @@ from har_export.datasets import Source
 from har_export.datasets.records import TRANSITION, Data
 from har_export.datasets.split import check_split, folds_of, in_order
 from har_export.evaluate import Rows
+from har_export.network import BASE, Shape
 from har_export.train import Settings
 
 CUT_MARGIN = 1.2
@@ -56,11 +57,11 @@ def held_out(data: Data, task: Task) -> tuple[str, ...]:
     return folds_of(data.subjects, task.folds, task.seed)[task.fold]
 
 
-def run_fold(data: Data, task: Task, settings: Settings, members: int, folder: Path) -> Bundle:
+def run_fold(data: Data, task: Task, settings: Settings, members: int, folder: Path, shape: Shape = BASE) -> Bundle:
     """Train on all but the fold's subjects, quantise, and write the bundle; it is read back as the agent does."""
     training = _training(data, task)
     check_split(training, data.of(held_out(data, task)))
-    built, _ = bundles.build(training, task.seed, settings, task.name, {}, members=members)
+    built, _ = bundles.build(training, task.seed, settings, task.name, {}, members=members, shape=shape)
     bundles.write(built, folder)
     return built
 
@@ -74,6 +75,7 @@ def crossval(
     jobs: int,
     report: Callable[[Bundle, int, int], None],
     members: int = 1,
+    shape: Shape = BASE,
 ) -> list[Fold]:
     """Build every fold's bundle of every seed, `jobs` at a time, and return them in order.
 
@@ -88,13 +90,15 @@ def crossval(
     for seed in seeds:
         folds_of(data.subjects, folds, seed)
     keep.mkdir(parents=True, exist_ok=True)
-    done = {task: found for task in tasks if (found := _kept(keep, data, task, settings, members)) is not None}
+    done = {task: found for task in tasks if (found := _kept(keep, data, task, settings, members, shape)) is not None}
     for number, bundle in enumerate(done.values(), 1):
         report(bundle, number, len(tasks))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
         running = {
-            pool.submit(_run_fold_of, source, task, settings, members, keep): task for task in tasks if task not in done
+            pool.submit(_run_fold_of, source, task, settings, members, keep, shape): task
+            for task in tasks
+            if task not in done
         }
         try:
             for future in as_completed(running):
@@ -116,11 +120,11 @@ def load(source: Source, rate_hz: float) -> Data:
     return source.load(rate_hz)
 
 
-def _run_fold_of(source: Source, task: Task, settings: Settings, members: int, keep: Path) -> Bundle:
-    return run_fold(load(source, settings.rate_hz), task, settings, members, keep / task.name)
+def _run_fold_of(source: Source, task: Task, settings: Settings, members: int, keep: Path, shape: Shape) -> Bundle:
+    return run_fold(load(source, settings.rate_hz), task, settings, members, keep / task.name, shape)
 
 
-def _kept(keep: Path, data: Data, task: Task, settings: Settings, members: int) -> Bundle | None:
+def _kept(keep: Path, data: Data, task: Task, settings: Settings, members: int, shape: Shape) -> Bundle | None:
     folder = keep / task.name
     if not (folder / "manifest.json").is_file():
         return None
@@ -129,7 +133,7 @@ def _kept(keep: Path, data: Data, task: Task, settings: Settings, members: int) 
     except ModelContractError:
         # It was interrupted, or is of another time.
         return None
-    same = bundles.describe_training(_training(data, task), task.seed, settings, members)
+    same = bundles.describe_training(_training(data, task), task.seed, settings, members, shape)
     return bundle if bundle.manifest.training == same else None
 
 
@@ -161,6 +165,7 @@ def summarise(folds: Sequence[Fold]) -> dict[str, Any]:
         "subjects": len({s for fold in folds for s in fold.unseen.subjects}),
         "settings": first.training["settings"],
         "members": first.training["members"],
+        **({"shape": first.training["shape"]} if "shape" in first.training else {}),
         "encoder_and_classifier_bytes": max(_bytes(fold, "encoder.onnx", "classifier.onnx") for fold in folds),
         "context_bytes": max(_bytes(fold, "context.onnx") for fold in folds),
         "look_back_s": first.look_back_s,

@@ -61,16 +61,20 @@ def join_readers(readers: Sequence[bytes], shape: Sequence[int], name: str) -> b
 
 
 def _mean(members: Sequence[onnx.ModelProto], codes: onnx.ValueInfoProto) -> bytes:
-    """Return a graph that gives each member its share of the last axis of `codes`, and the mean of what they give."""
+    """Return a graph that gives each member its share of the last axis of `codes`, and the mean of what they give.
+
+    What it gives is in all of its names, so that the agent can run several such graphs as one.
+    """
     out = members[0].graph.output[0]
-    heads = [_renamed(member, f"h{i}", ()) for i, member in enumerate(members)]
+    own = out.name
+    heads = [_renamed(member, f"{own}{i}", ()) for i, member in enumerate(members)]
     apart = helper.make_node("Split", [codes.name], [head.graph.input[0].name for head in heads], axis=-1)
-    share = numpy_helper.from_array(np.array(1 / len(members), np.float32), "m/share")
-    total, sum_so_far = [], f"h0/{out.name}"
+    share = numpy_helper.from_array(np.array(1 / len(members), np.float32), f"{own}/share")
+    total, sum_so_far = [], f"{own}0/{own}"
     for i in range(1, len(members)):
-        total.append(helper.make_node("Add", [sum_so_far, f"h{i}/{out.name}"], [f"m/sum{i}"]))
-        sum_so_far = f"m/sum{i}"
-    total.append(helper.make_node("Mul", [sum_so_far, "m/share"], [out.name]))
+        total.append(helper.make_node("Add", [sum_so_far, f"{own}{i}/{own}"], [f"{own}/sum{i}"]))
+        sum_so_far = f"{own}/sum{i}"
+    total.append(helper.make_node("Mul", [sum_so_far, share.name], [own]))
     return _model(heads, [apart], total, [share], [codes], [out])
 
 

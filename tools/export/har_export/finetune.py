@@ -666,7 +666,9 @@ def _assemble(
     calibration: Calibration, history: Context | None, training: Mapping[str, Any], measured: Mapping[str, Any],
     seed: int,
 ) -> Bundle:  # fmt: skip
-    contents = {name: data for name, data in base.contents.items() if name.endswith(".onnx")}
+    # Exits know the labels of the base, and no others.
+    left = {one.file for one in base.manifest.exits}
+    contents = {name: data for name, data in base.contents.items() if name.endswith(".onnx") and name not in left}
     contents |= {CLASSIFIER: graphs.classifier, NOVELTY: graphs.novelty}
     if graphs.context is not None:
         contents[CONTEXT] = graphs.context
@@ -687,6 +689,7 @@ def _assemble(
             files={file: FileEntry(sha256(data), len(data)) for file, data in files.items()},
             training=training,
             metrics={"finetune": measured},
+            exits=(),
         )
         return Bundle(manifest, sha256(dump(manifest)), files)
 

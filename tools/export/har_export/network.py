@@ -5,7 +5,7 @@ clipped. An int8 grid that spans a walking person's range has steps larger than 
 stands from one who sits; the clipped difference keeps that sway.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +23,27 @@ FINE_STEP = 0.25 / 127
 
 CODE_STEP = 1.0 / 32
 
-HALVINGS = 3
-"""Strided convolutions; each halves time."""
-
 
 @dataclass(frozen=True)
 class Shape:
     """How large a network is.
 
-    `channels`, `kernels`: of the strided convolutions. `reduced`: channels that keep their place in time, beside the
-    mean and maximum of all channels over time. `code`: numbers in the code. `hidden`, `decoder`: hidden units of the
-    two heads that read it.
+    `channels`, `kernels`: of the strided convolutions, each of which halves time. `reduced`: channels that keep their
+    place in time, beside the mean and maximum of all channels over time. `code`: numbers in the code. `hidden`,
+    `decoder`: hidden units of the two heads that read it. `exits`: after how many convolutions there is an exit.
     """
 
-    channels: tuple[int, int, int] = (32, 48, 64)
-    kernels: tuple[int, int, int] = (8, 5, 5)
+    channels: tuple[int, ...] = (32, 48, 64)
+    kernels: tuple[int, ...] = (8, 5, 5)
     reduced: int = 12
     code: int = 64
     hidden: int = 32
     decoder: int = 96
+    exits: tuple[int, ...] = ()
+
+    def of_exit(self, after: int) -> "Shape":
+        """Return the shape of the network that ends after so many of the convolutions."""
+        return replace(self, channels=self.channels[:after], kernels=self.kernels[:after], exits=())
 
 
 BASE = Shape()
@@ -63,16 +65,17 @@ class Encoder(nn.Module):
     """Normalised windows (B, window, 6) -> code (B, code) as integers of int8 range, in float."""
 
     def __init__(self, window: int, shape: Shape = BASE, dropout: float = 0.3) -> None:
-        """Three strided convolutions, each halving time; then one linear layer. `dropout`: before that layer.
+        """Strided convolutions, each halving time; then one linear layer. `dropout`: before that layer.
 
         Raises:
-            InputError: the window cannot be halved three times.
+            InputError: the window cannot be halved so often.
         """
         super().__init__()
-        if window % 2**HALVINGS or window < 4 * 2**HALVINGS:
-            raise InputError(f"a window must be a multiple of 8 samples, and 32 at least, not {window}")
+        halved = 2 ** len(shape.channels)
+        if window % halved or window < 4 * halved:
+            raise InputError(f"a window must be a multiple of {halved} samples, {4 * halved} at least, not {window}")
         self.window = window
-        self.steps = window // 2**HALVINGS
+        self.steps = window // halved
         into = 2 * len(CHANNELS)
         layers = []
         for out, kernel in zip(shape.channels, shape.kernels, strict=True):
@@ -93,16 +96,29 @@ class Encoder(nn.Module):
         """Return the strided convolutions in order."""
         return [layer for layer in self.layers if isinstance(layer, ConvNorm)]
 
-    def pooled(self, windows: Tensor) -> Tensor:
-        """Return what the code is made of: reduced channels over time, and mean and maximum of all."""
-        x = self.features(windows) / 127
+    def convolved(self, windows: Tensor) -> list[Tensor]:
+        """Return what each strided convolution gives, in order."""
+        x, given = self.features(windows) / 127, []
         for layer in self.layers:
             x = layer(x)
+            given.append(x)
+        return given
+
+    def pooled(self, windows: Tensor) -> Tensor:
+        """Return what the code is made of: reduced channels over time, and mean and maximum of all."""
+        return self.pool(self.convolved(windows)[-1])
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return the same from what the last strided convolution gives."""
         return torch.cat([self.reduce(x).flatten(1), x.mean(dim=2), x.amax(dim=2)], dim=1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the code (B, code) from what the last strided convolution gives."""
+        return round_through(self.code(self.dropout(self.pool(x))) / CODE_STEP)
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the code (B, code)."""
-        return round_through(self.code(self.dropout(self.pooled(windows))) / CODE_STEP)
+        return self.encode(self.convolved(windows)[-1])
 
 
 class ConvNorm(nn.Module):
@@ -147,7 +163,10 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """Encoder, classifier and decoder, trained together."""
+    """Encoder, classifier and decoder, trained together.
+
+    `exits`: networks like it, the earliest first, whose convolutions are its first ones.
+    """
 
     def __init__(self, window: int, labels: int, shape: Shape = BASE) -> None:
         """Random weights, from torch's global generator. `labels`: how many classes there are."""
@@ -156,6 +175,15 @@ class Network(nn.Module):
         self.encoder = Encoder(window, shape)
         self.classifier = Head(shape.code, shape.hidden, labels, dropout=0.2)
         self.decoder = Head(shape.code, shape.decoder, window * len(CHANNELS))
+        self.exits = nn.ModuleList()
+        for after in shape.exits:
+            branch = Network(window, labels, shape.of_exit(after))
+            branch.encoder.layers = self.encoder.layers[:after]
+            self.exits.append(branch)
+
+    def branches(self) -> list["Network"]:
+        """Return it, and its exits behind it."""
+        return [self, *(branch for branch in self.exits if isinstance(branch, Network))]
 
     @property
     def labels(self) -> int:

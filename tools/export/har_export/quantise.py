@@ -10,7 +10,8 @@ window scores the same alone, in a batch, and on every CPU. Three choices make t
 - Layers that only move numbers (concatenation, maximum, reshape) work on the integers themselves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from agent.records import CHANNELS, Float32Array
-from har_export.network import COARSE_STEP, CODE_STEP, FINE_STEP, HALVINGS, LAG, ConvNorm, Head, Network
+from har_export.network import COARSE_STEP, CODE_STEP, FINE_STEP, LAG, ConvNorm, Head, Network
 
 OPSET = 17
 IR_VERSION = 8
@@ -49,7 +50,21 @@ def quantise(network: Network, windows: Float32Array) -> dict[str, bytes]:
 
     Activations are ranged on normalised `windows` float32 (n, window, 6).
     """
-    return _graphs(network, observe(network, windows), Graph)
+    return quantise_branches(network, windows)[0]
+
+
+def quantise_branches(network: Network, windows: Float32Array) -> list[dict[str, bytes]]:
+    """Return the same of a network and of each of its exits.
+
+    A convolution that they share has one step: its nodes, and what they give, are the same in all their encoders.
+    """
+    branches = network.branches()
+    found = [observe(branch, windows) for branch in branches]
+    shared = [max(own) for own in zip_longest(*(steps.layers for steps in found), fillvalue=0.0)]
+    return [
+        _graphs(branch, replace(steps, layers=tuple(shared[: len(steps.layers)])), Graph)
+        for branch, steps in zip(branches, found, strict=True)
+    ]
 
 
 def _graphs(network: Network, steps: Steps, graph: type["Graph"]) -> dict[str, bytes]:
@@ -67,7 +82,7 @@ def _graphs(network: Network, steps: Steps, graph: type["Graph"]) -> dict[str, b
 
 def float_graphs(network: Network) -> dict[str, bytes]:
     """Return the same three graphs in float; only the code is int8, as the contract says."""
-    ones = Steps((1.0,) * HALVINGS, 1.0, 1.0, 1.0, 1.0)
+    ones = Steps((1.0,) * len(network.shape.channels), 1.0, 1.0, 1.0, 1.0)
     return _graphs(network, ones, FloatGraph)
 
 

@@ -17,6 +17,9 @@ from agent.records import CHANNELS, Float32Array, Int64Array
 from har_export.datasets.records import UNLABELLED, Data, Recording
 from har_export.network import BASE, CODE_STEP, Network, Shape
 
+EXIT_WEIGHT = 0.3
+"""Of an exit's loss beside the end's: the joint loss of BranchyNet (Teerapittayanon et al., ICPR 2016)."""
+
 IDLE_SHARE = 16
 """Of so many windows of people, one window of a sensor that lies still is made."""
 
@@ -95,8 +98,9 @@ def train(
     if start is not None:
         network.load_state_dict(start[0].state_dict())
         normalisation = start[1]
+    branches = network.branches()
     # One class more: a sensor that nobody wears, so that the code tells.
-    finer = nn.Linear(shape.code, data.details + 1)
+    finer = nn.ModuleList([nn.Linear(shape.code, data.details + 1) for _ in branches])
 
     def loss(values: Tensor, label: Tensor, detail: Tensor) -> Tensor:
         network.train()
@@ -104,12 +108,17 @@ def train(
         label = torch.cat([label, torch.full((len(lying),), UNLABELLED)])
         detail = torch.cat([detail, torch.full((len(lying),), data.details)])
         windows = to_input(torch.cat([augment(values, settings, generator), lying]), normalisation)
-        code = network.encoder(windows) * CODE_STEP
-        return (
-            classification(network.classifier(code), label, settings)
-            + settings.detail * classification(finer(code), detail, settings)
-            + settings.reconstruction * functional.mse_loss(network.reconstruct(code), windows)
-        )
+        given = network.encoder.convolved(windows)
+        losses = []
+        for branch, details in zip(branches, finer, strict=True):
+            code = branch.encoder.encode(given[len(branch.shape.channels) - 1]) * CODE_STEP
+            losses.append(
+                classification(branch.classifier(code), label, settings)
+                + settings.detail * classification(details(code), detail, settings)
+                + settings.reconstruction * functional.mse_loss(branch.reconstruct(code), windows)
+            )
+        whole, *exits = losses
+        return whole + EXIT_WEIGHT * torch.stack(exits).sum() if exits else whole
 
     descend([*network.parameters(), *finer.parameters()], loss, sampler, settings, report)
     return network.eval(), normalisation

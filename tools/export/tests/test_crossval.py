@@ -15,6 +15,7 @@ from har_export.cli import app, table
 from har_export.datasets import Source, load
 from har_export.datasets.records import Data
 from har_export.datasets.smartphone import LABELS
+from har_export.network import Shape
 from har_export.train import Settings, streaming_windows
 
 QUICK = Settings(epochs=1, epochs_with_everyone=1, context_steps=10, batch=32)
@@ -94,9 +95,9 @@ def test_crossval_goes_on_where_it_stopped(tiny: Data, tmp_path: Path, monkeypat
     built, _ = bundles.build(tiny.of(tiny.subjects[:3]), 0, QUICK, "har-tiny", {})
     made = []
 
-    def run_fold(data: Data, task: cv.Task, settings: Settings, members: int, folder: Path) -> object:
+    def run_fold(data: Data, task: cv.Task, settings: Settings, members: int, folder: Path, shape: Shape) -> object:
         rest = data.of([s for s in data.subjects if s not in cv.held_out(data, task)])
-        training = bundles.describe_training(rest, task.seed, settings, members)
+        training = bundles.describe_training(rest, task.seed, settings, members, shape)
         manifest = built.manifest._replace(training=training)
         bundles.write(built._replace(manifest=manifest), folder)
         made.append(task.fold)

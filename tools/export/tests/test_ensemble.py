@@ -57,6 +57,8 @@ def test_an_ensemble_is_a_bundle_like_any_other(tiny: Data) -> None:
     assert built.manifest.code.bytes == 128
     model = OrtModel(built)
     scores = model.infer(built.manifest.normalisation.apply(streaming_windows(tiny.recordings[0], 128)[0]))
+    # All of it is one graph.
+    assert len(model.scoring) == 1
     assert scores.code.shape[1] == 128
     assert np.isfinite(scores.novelty).all()
 
@@ -68,7 +70,8 @@ def test_what_reads_its_codes_is_the_mean_of_what_reads_its_members(tiny: Data) 
 
     def each(kind: str, into: str, x: np.ndarray) -> list[np.ndarray]:
         graph = onnx.load_from_string(parts.graphs[kind])
-        outs = [f"h{i}/{graph.graph.output[0].name}" for i in range(2)]
+        own = graph.graph.output[0].name
+        outs = [f"{own}{i}/{own}" for i in range(2)]
         for name in outs:
             graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
         session = ort.InferenceSession(graph.SerializeToString(), session_options())

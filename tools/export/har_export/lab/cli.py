@@ -141,6 +141,22 @@ def cloud(
 
 
 @app.command()
+def exits(
+    context: typer.Context,
+    data: DataOption,
+    bundles: Annotated[Path, typer.Option("--bundles", help="Folder of bundles, as crossval --exits keeps it.")],
+    out: OutOption = Path("exits.json"),
+) -> None:
+    """Score and time the early exits of a cross-validation's models: each by itself, by threshold, by deadline.
+
+    Example: har-export lab exits --data ../shared/data --bundles crossval-exits
+    """
+    from har_export.lab import exits as trial
+
+    _save(trial.run(folds_of(load(data), bundles), _typed(context), _say), out)
+
+
+@app.command()
 def novelty(context: typer.Context, data: DataOption, out: OutOption = Path("novelty.json")) -> None:
     """Leave each activity out of training once, and see how novel it is.
 
