@@ -243,6 +243,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         for key in ("until", "exit"):
             if getattr(split, key):
                 yield f"split.{key}", f"auto finds {key} by itself: leave it out, or name a cut"
+    if split.cut == "off" and split.until:
+        yield "split.until", "nobody is asked, and so nobody passes on: leave until out, or name a cut"
     yield from _asked_through("split", split.broker, config.split_broker if split.asks else "", brokers)
     if config.worker.next == config.worker.service:
         yield "worker.next", "a worker cannot pass on to its own service: name that of the workers that go on"

@@ -328,7 +328,8 @@ def check_split(config: Config) -> Iterator[Finding]:
         yield Finding("split", ERROR, trouble, 'correct that, or set cut = "off" in [split]: all of it runs here then')
         return
     if not settings.asks:
-        yield Finding("split", OK, "nothing leaves the board: windows that an exit is sure of stop there")
+        stop = f"the exit {settings.exit} answers" if settings.exit else "windows that an exit is sure of stop there"
+        yield Finding("split", OK, f"nothing leaves the board: {stop}")
         return
     best = "as a tensor, or as samples" if settings.privacy == "window" else "as a tensor"
     what = {"auto": f"{best}, at the cut that is best", "window": "as samples"}.get(

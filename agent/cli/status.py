@@ -183,12 +183,14 @@ def _split(split: dict[str, Any]) -> str:
     """Where the network is cut, and what others ran of it, where it is run in parts."""
     rtt = _part(split, "rtt_ms")
     windows = _part(split, "windows")
+    not_asked = _part(split, "not_asked")
     by_exit = [f"{_text(name)} {_figure(windows, name, '{:.0f}')}" for name in windows]
     parts = [
         f"cut {_text(split.get('cut'))}" if split.get("cut") else "",
         f"windows {', '.join(by_exit)}" if by_exit else "",
         _figure(split, "away", "away {:.0f}"),
         _figure(split, "timed_out", "timed out {:.0f}") if split.get("timed_out") else "",
+        *(f"not asked {_figure(not_asked, reason, '{:.0f}')} ({_text(reason)})" for reason in not_asked),
         _figure(rtt, "p50", "p50 {:.0f} ms"),
         _figure(rtt, "p95", "p95 {:.0f} ms"),
         f"breaker {_text(split.get('breaker'))}" if split.get("breaker") else "",

@@ -197,6 +197,8 @@ class SplitModel:
         """By correlation: what is waited for."""
         self._given_up: dict[bytes, _Sent] = {}
         """What is not any more, the oldest first."""
+        self._probing: dict[bytes, tuple[_Sent, int]] = {}
+        """What is asked to learn, and its deadline."""
         self._heard: list[_Heard] = []
         """What the link has not been judged by yet."""
         self._elapsed_us = 0
@@ -366,6 +368,7 @@ class SplitModel:
         began_ns = self._clock.monotonic_ns()
         deadline_ns = began_ns + self._deadline_ns
         self._listen()
+        self._end_probes(began_ns)
         plan = self._planned(began_ns, len(windows))
         answers = _Answers(len(windows), parts.manifest)
         rows: Array = np.arange(len(windows))
@@ -408,8 +411,10 @@ class SplitModel:
             answers.hold(rows, way_out)
         elif plan.probe and self._expected_ns(at, way_out, len(rows)) <= deadline_ns - self._clock.monotonic_ns():
             self._rest(parts, at, way_out, answers, rows, values)
-            # The answer tells of the link whenever it comes.
-            self._give_up(Outcome.ABANDONED)
+            # Nobody waits for the answer, which tells of the link and of the worker.
+            for correlation, asked in self._asked.items():
+                self._probing[correlation] = asked.sent, deadline_ns
+            self._asked.clear()
 
     def _planned(self, now_ns: int, windows: int) -> _Plan:
         """Return what to do with some windows: as configured, or as is best now; all here where nobody can be asked."""
@@ -592,7 +597,8 @@ class SplitModel:
     def _hear(self, reply: CloudReply) -> None:
         self._bytes_down += len(reply.payload)
         asked = self._asked.pop(reply.correlation, None)
-        sent = self._given_up.pop(reply.correlation, None) if asked is None else asked.sent
+        probe = self._probing.pop(reply.correlation, None)
+        sent = asked.sent if asked else probe[0] if probe else self._given_up.pop(reply.correlation, None)
         if sent is None:
             self._unexpected += 1
             return
@@ -609,8 +615,10 @@ class SplitModel:
                 self._learn(*heard)
             else:
                 self._heard.append(heard)
-        if asked is None:
+        if asked is None and (probe is None or reply.t_ns > probe[1]):
             self._late += 1
+            if probe is not None:
+                self._settle(Outcome.TIMED_OUT, reply.t_ns)
         elif said is None:
             self._settle(Outcome.GARBLED, reply.t_ns)
         elif isinstance(said, CloudRefusal):
@@ -618,8 +626,17 @@ class SplitModel:
             self._settle(Outcome.REFUSED, reply.t_ns)
             self._last = f"refused: {said.sentence}"
         else:
-            self._use(said, asked)
+            if asked is not None:
+                self._use(said, asked)
             self._settle(Outcome.ANSWERED, reply.t_ns)
+
+    def _end_probes(self, now_ns: int) -> None:
+        """Settle what was asked to learn and has not been answered in time."""
+        for correlation, (sent, deadline_ns) in list(self._probing.items()):
+            if now_ns > deadline_ns:
+                del self._probing[correlation]
+                self._given_up[correlation] = sent
+                self._settle(Outcome.TIMED_OUT, now_ns)
 
     def _use(self, said: TensorAnswer, asked: _Asked) -> None:
         answers, rows = asked.answers, asked.rows

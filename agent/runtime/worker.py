@@ -202,6 +202,14 @@ class _Part:
         self.begins = [cut.name for cut in parts.cuts]
         self._tensors = [*self.begins, parts.until] if parts.until else self.begins
 
+    def reaches(self, request: TensorRequest) -> bool:
+        """Whether a request that begins here ends here, too."""
+        try:
+            end = self.stretch(request)
+        except RequestError:
+            return False
+        return not end.until or end.until == request.until
+
     def stretch(self, request: TensorRequest) -> _Stretch:
         """Return how far a tensor goes here: to what it is to be passed on as, the exit that is to answer, or the end.
 
@@ -448,9 +456,10 @@ class Worker:
             RequestError: there is none here.
         """
         held = [part for part in self._parts if part.parts.network == request.network]
-        found = next((part for part in held if request.at in part.begins), None)
-        if found is not None:
-            return found
+        found = [part for part in held if request.at in part.begins]
+        if found:
+            # Of several, the one that goes on to where it is to go.
+            return max(found, key=lambda part: part.reaches(request))
         if held:
             begins = ", ".join(name for part in held for name in part.begins)
             raise RequestError(

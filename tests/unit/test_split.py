@@ -548,7 +548,23 @@ def test_what_is_asked_to_learn_of_the_link_is_not_waited_for():
 
     assert max(times) < 10
     figures = rig.model.figures()
-    assert (figures["abandoned"], figures["late"], figures["breaker"]) == (6, 6, "closed")
+    assert (figures["answered"], figures["timed_out"], figures["late"], figures["breaker"]) == (6, 0, 0, "closed")
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_worker_that_is_not_there_or_is_another_is_told_of_by_what_was_asked_to_learn(silent: bool):
+    rig = Roaming(failures=3)
+    rig.cloud.answering = not silent
+    rig.cloud.spoil = lambda payload: encode_refusal(Refusal.OTHER_PART, "it is not here")
+    for k in range(9):
+        rig.clock.now_ns += 10**9
+        assert_whole(rig.infer(windows(1, k))[0], windows(1, k))
+
+    figures = rig.model.figures()
+    assert figures["breaker"] == "open"
+    assert figures["abandoned"] == 0
+    assert figures["asked"] < 9
+    assert ("timed out" if silent else "it is not here") in (rig.model.problem or "")
 
 
 def test_auto_sends_the_window_only_where_it_may():

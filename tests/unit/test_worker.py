@@ -508,6 +508,14 @@ def test_an_exit_has_no_code():
     assert at_head.logits.tolist() == [[-1, -2, -3]]
 
 
+def test_of_several_parts_that_which_goes_on_to_the_end_answers():
+    place = Place(FakeParts("window", "c"), FakeParts())
+    place.ask()
+
+    assert len(place.scores()) == 1
+    assert [len(part.ran) for part in place.parts] == [0, 1]
+
+
 def test_a_chain_ends_with_what_the_whole_network_gives_and_tells_how_long_it_took():
     places = [Place(FakeParts(*ends), goes_on="next") for ends in (("window", "a"), ("a", "c"))]
     last = Place(FakeParts("c"))

@@ -14,8 +14,9 @@ from agent.core.settings import BrokerSettings, MqttSettings
 from agent.ports import Clock
 from agent.records import CloudReply
 
-MAX_ANSWERS = 1000
-"""Answers that may wait to be taken. Whoever may write to their topic may write anything there: the oldest go first."""
+MAX_WAITING = 4 << 20
+"""Bytes of answers that may wait to be taken, the longest there can be: whoever may write to their topic may write
+anything there, and the oldest go first."""
 LONGEST_ANSWER = 4096
 """Bytes of a packet: twice what an answer of 255 labels takes."""
 
@@ -65,7 +66,7 @@ class Requester:
         self._topic = request_topic(mqtt.root, settings.service)
         self._answer_topic = answer_topic(mqtt.root, name, purpose)
         self._expiry_s = math.ceil(settings.deadline_ms / 1000)
-        self._answers: deque[CloudReply] = deque(maxlen=MAX_ANSWERS)
+        self._answers: deque[CloudReply] = deque(maxlen=MAX_WAITING // longest)
         self._came = threading.Condition()
         self._connection = Connection(
             client_id or f"{name}-{purpose}",
