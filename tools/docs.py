@@ -373,7 +373,7 @@ def _trace(r: dict[str, Any]) -> Iterator[str]:
     yield f"{min(rtts):.0f} to {max(rtts):.0f} ms, and no link for {sum(not rate for rate in rates)} s; "
     yield f"{r['windows_per_s']:g} windows a second. A board with {r['share']:.0%} of a core takes {third:.0f} ms to "
     yield f"the first exit, {two_thirds:.0f} to the second and {end:.0f} to the end; the deadline is "
-    yield f"{r['deadline_ms']:.0f} ms. How right an exit is, is what {r['of']} says of its own.\n\n"
+    yield f"{r['deadline_ms']:.0f} ms. How right its exits would be is taken from `{r['of']}`.\n\n"
     yield "| plan | in time | accuracy | if what is late is wrong | p50 / p99, ms | answered by |\n"
     yield "|---|---|---|---|---|---|\n"
     for row in [*r["plans"], r["auto"]]:

@@ -6,7 +6,8 @@ missing then. So an answer saves time, and its absence costs no more than the de
 one, since every part gives what the whole gives. Where nobody can be asked, all of it runs here at once. A board that
 is too slow to run the rest in time after it has waited for an answer takes an earlier exit then, if there is one.
 
-How long the rest takes here is measured at the start, of a new model too, and then by the slowest of its last runs.
+How long the rest takes here is measured at the start, of a new model too, and then by the slowest of its last runs but
+one, which may have been interrupted.
 
 The cut is a configured one, or the one that is best on the link as it is: `_Auto` learns what the link takes from every
 answer, also a late one, and looks the cut up in a map that was planned by profiles of this board and of the worker.
@@ -59,10 +60,10 @@ _LONGEST_NAME = 255
 _REMEMBERED_NS = 60_000_000_000
 _MOST_REMEMBERED = 4096
 """For how long, and how many, requests are remembered that were given up."""
-_RECENT = 8
-"""Runs of a part of which the slowest says how long it may take now, and waits of which the latest end says that."""
+_RECENT = 32
+"""Runs of a part by which it is known how long it may take now, and waits by which it is how late they may end."""
 _WAKE_NS = 2_000_000
-"""What it may take to go on when the time to wait is over, at the least."""
+"""What it may take from the end of a wait to the scores, beside running the rest, at the least."""
 _PROBES, _AGAIN = 6, 2
 """Answers, at both cuts together, before a link counts as known: one that is new, and one that became another, of which
 the estimator has some already."""
@@ -141,15 +142,15 @@ class _Heard(NamedTuple):
 
 
 class _Pace:
-    """How long a part takes here a window: the slowest of its last runs."""
+    """How long something takes here, a window: the slowest of the last times but one."""
 
     def __init__(self, ns: float) -> None:
         self._each_ns = deque([ns], maxlen=_RECENT)
 
-    def expected_ns(self, windows: int) -> float:
-        return max(self._each_ns) * windows
+    def expected_ns(self, windows: int = 1) -> float:
+        return sorted(self._each_ns)[-2:][0] * windows
 
-    def took(self, windows: int, ns: int) -> None:
+    def took(self, ns: float, windows: int = 1) -> None:
         self._each_ns.append(ns / windows)
 
 
@@ -203,8 +204,10 @@ class SplitModel:
         """What the link has not been judged by yet."""
         self._elapsed_us = 0
         """That workers had the last request that was answered."""
-        self._wakes_ns = deque([_WAKE_NS], maxlen=_RECENT)
-        """How long after their end waits were over."""
+        self._wake = _Pace(_WAKE_NS)
+        """From the end of a wait to the scores, beside running the rest."""
+        self._waited_ns: int | None = None
+        """When the wait of this call ended without all answers, and what running the rest took since then, added."""
         self._plan = _Plan()
         self._n_asked = self._away = self._late = self._unexpected = self._bytes_up = self._bytes_down = 0
         self._exits: Counter[str] = Counter()
@@ -249,6 +252,8 @@ class SplitModel:
                 problem = str(error)
             else:
                 self._stopped, self._logits = answers.stopped, answers.logits
+                if self._waited_ns is not None:
+                    self._wake.took(max(self._clock.monotonic_ns() - self._waited_ns, _WAKE_NS))
                 return Scores(answers.logits, answers.code, answers.novelty)
             finally:
                 self._give_up(Outcome.ABANDONED)
@@ -366,7 +371,7 @@ class SplitModel:
 
     def _infer(self, parts: Parts, windows: Float32Array) -> _Answers:
         began_ns = self._clock.monotonic_ns()
-        deadline_ns = began_ns + self._deadline_ns
+        deadline_ns, self._waited_ns = began_ns + self._deadline_ns, None
         self._listen()
         self._end_probes(began_ns)
         plan = self._planned(began_ns, len(windows))
@@ -495,9 +500,10 @@ class SplitModel:
         windows = sum(len(asked.rows) for asked in self._asked.values())
         n_bytes = max(asked.sent.n_bytes for asked in self._asked.values())
         answer_ns = self._clock.monotonic_ns() + (self._link.expected_ns(n_bytes) or 0) + 1000 * self._elapsed_us
-        ends = [deadline_ns - round(self._expected_ns(at, w, windows)) - max(self._wakes_ns) for w in ways_out]
+        in_hand_ns = deadline_ns - min(round(self._wake.expected_ns()), self._deadline_ns // 4)
+        ends = [in_hand_ns - round(self._expected_ns(at, w, windows)) for w in ways_out]
         if answers.spare:
-            ends.append(deadline_ns - max(self._wakes_ns))
+            ends.append(in_hand_ns)
         until_ns = next((end for end in ends if end > answer_ns), ends[-1])
         if until_ns <= self._clock.monotonic_ns():
             # Nothing here is in time, an answer may be.
@@ -510,7 +516,7 @@ class SplitModel:
         self._listen()
         now_ns = self._clock.monotonic_ns()
         if self._asked:
-            self._wakes_ns.append(max(now_ns - until_ns, _WAKE_NS))
+            self._waited_ns = until_ns
         for i, (sent, answer_bytes, t_ns, elapsed_us) in enumerate(self._heard, 1):
             # What it takes until the scores are in hand belongs to asking. Of several only the last was waited for.
             waited = idle and not self._asked and i == len(self._heard)
@@ -555,8 +561,10 @@ class SplitModel:
         start_ns = self._clock.monotonic_ns()
         scores = self._run(parts, at, way_out, values)
         spent_ns = self._clock.monotonic_ns() - start_ns
+        if self._waited_ns is not None:
+            self._waited_ns += spent_ns
         if (pace := self._paces.get((at, way_out))) is not None:
-            pace.took(len(values), spent_ns)
+            pace.took(spent_ns, len(values))
         else:
             self._paces[at, way_out] = _Pace(spent_ns / len(values))
         return scores

@@ -77,7 +77,7 @@ PATIENCE_S = 60.0
 def main() -> None:
     """Measure and tell, or, as a child of it, be one end of the link."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="write the results here, too")
+    parser.add_argument("--json", type=Path, help="write the results here, too; with --only, beside those there")
     parser.add_argument("--quick", action="store_true", help="few cells, few runs")
     parser.add_argument("--only", choices=list(MEASURED), help="one of the three")
     parser.add_argument("--role", choices=sorted(ROLES), help=argparse.SUPPRESS)
@@ -97,6 +97,8 @@ def main() -> None:
         "machine": {"cpu": machine()["cpu"], "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "shares": {"period_ms": PERIOD_US / 1e3},
     }
+    if given.only and given.json and given.json.exists():
+        result = json.loads(given.json.read_text("utf-8")) | result
     with tempfile.TemporaryDirectory() as folder:
         for name in [given.only] if given.only else MEASURED:
             began = time.monotonic()
@@ -451,8 +453,10 @@ def grid(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                     said = bench.ask("cell", ways=found.worth, warm=WARM_ROUNDS, rounds=rounds)
                     cells.append({"share": share, "rtt_ms": rtt, "mbit": rate, **judged(bench.profile, speed, said)})
                     tell(_cell_line(cells[-1]))
-    return {"rounds": rounds, "ways": found.worth, "left_out": found.left_out, "speeds": speeds, "cells": cells,
-            "profile": bench.profile._asdict(), **summary(cells)}  # fmt: skip
+    return {
+        "rounds": rounds, "warm_rounds": WARM_ROUNDS, "ways": found.worth, "left_out": found.left_out, "speeds": speeds,
+        "cells": cells, "profile": bench.profile._asdict(), **summary(cells),
+    }  # fmt: skip
 
 
 def judged(profile: Any, speed: float, said: dict[str, Any]) -> dict[str, Any]:
