@@ -340,9 +340,9 @@ def _split(r: dict[str, Any]) -> Iterator[str]:
     yield f"{r['shares']['period_ms']:g} ms: one of CFS is not felt by what is shorter than it. How fast that makes it "
     yield "is measured: caches are cold in a share. Packets are carried in user space, at the rate and with the round "
     yield "trip of the link.\n"
-    yield from _grid(r["grid"])
-    yield from _trace(r["trace"])
-    yield from _slices(r["slices"])
+    for name, section in (("grid", _grid), ("trace", _trace), ("slices", _slices)):
+        if name in r:
+            yield from section(r[name])
 
 
 def _grid(r: dict[str, Any]) -> Iterator[str]:
