@@ -107,7 +107,7 @@ class Worker:
             self._process.wait()
 
 
-def worker_killed(rig: Rig) -> None:
+def split_worker_killed(rig: Rig) -> None:
     """The only worker is killed with -9, again and again, and is away for so long that health says so."""
     board = Board(rig)
     board.edge.start()
@@ -126,7 +126,7 @@ def worker_killed(rig: Rig) -> None:
     board.holds()
 
 
-def nobody_there(rig: Rig) -> None:
+def split_nobody_there(rig: Rig) -> None:
     """Neither broker nor worker for so long that health says so; then both."""
     board = Board(rig)
     board.agent.start()
@@ -137,7 +137,7 @@ def nobody_there(rig: Rig) -> None:
     board.holds()
 
 
-def broker_killed(rig: Rig) -> None:
+def split_broker_killed(rig: Rig) -> None:
     """Their broker is killed with -9, again and again; then it only stops answering."""
     board = Board(rig)
     board.edge.start()
@@ -159,7 +159,7 @@ def broker_killed(rig: Rig) -> None:
     board.holds()
 
 
-def answers_nonsense(rig: Rig) -> None:
+def split_answers_nonsense(rig: Rig) -> None:
     """A worker that answers well, and in turn too late, not at all, with garbage, or that it will not."""
     parts = open_parts(open_model("har-base"))
 
@@ -200,7 +200,7 @@ def answers_nonsense(rig: Rig) -> None:
     board.holds()
 
 
-SCENARIOS: Sequence[Scenario] = [nobody_there, broker_killed, worker_killed, answers_nonsense]
+SCENARIOS: Sequence[Scenario] = [split_nobody_there, split_broker_killed, split_worker_killed, split_answers_nonsense]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)

@@ -14,9 +14,9 @@ from agent.core.settings import BrokerSettings, MqttSettings
 from agent.ports import Clock
 from agent.records import CloudReply
 
-MAX_WAITING = 4 << 20
-"""Bytes of answers that may wait to be taken, the longest there can be: whoever may write to their topic may write
-anything there, and the oldest go first."""
+MAX_ANSWERS, MAX_BYTES = 1000, 4 << 20
+"""Answers, and bytes of them, that may wait to be taken. Whoever may write to their topic may write anything there: the
+oldest go first."""
 LONGEST_ANSWER = 4096
 """Bytes of a packet: twice what an answer of 255 labels takes."""
 
@@ -66,7 +66,8 @@ class Requester:
         self._topic = request_topic(mqtt.root, settings.service)
         self._answer_topic = answer_topic(mqtt.root, name, purpose)
         self._expiry_s = math.ceil(settings.deadline_ms / 1000)
-        self._answers: deque[CloudReply] = deque(maxlen=MAX_WAITING // longest)
+        self._answers: deque[CloudReply] = deque()  # under _came, as is the next one
+        self._bytes = 0
         self._came = threading.Condition()
         self._connection = Connection(
             client_id or f"{name}-{purpose}",
@@ -108,9 +109,9 @@ class Requester:
 
     def answers(self) -> list[CloudReply]:
         """See `ports.Cloud.answers`."""
-        taken = []
-        while self._answers:
-            taken.append(self._answers.popleft())
+        with self._came:
+            taken, self._bytes = list(self._answers), 0
+            self._answers.clear()
         return taken
 
     def wait(self, timeout_s: float) -> bool:
@@ -130,4 +131,7 @@ class Requester:
         if not message.retained:
             with self._came:
                 self._answers.append(CloudReply(message.correlation, message.payload, message.t_rx_ns))
+                self._bytes += len(message.payload)
+                while len(self._answers) > MAX_ANSWERS or self._bytes > MAX_BYTES:
+                    self._bytes -= len(self._answers.popleft().payload)
                 self._came.notify()
