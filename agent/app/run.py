@@ -55,8 +55,6 @@ _SPOKEN = frozenset(
 """Levels of topics under which agents speak, or are spoken to."""
 _MOST_LEVELS = 20
 """Of a topic for answers: mosquitto ends the session of whoever publishes to one with 200."""
-_TOKEN_BYTES = 16
-"""What nobody guesses."""
 _MOST_REMEMBERED = 100_000
 _FORGET_S = 2.0
 """How long retained messages are collected before they are cleared."""
@@ -427,9 +425,7 @@ def _open_fallback(
     settings = config.cloud
     if not settings.enabled:
         return None
-    from secrets import token_bytes
-
-    from agent.adapters.mqtt.requester import Requester
+    from agent.adapters.mqtt.requester import Requester, new_correlation
     from agent.runtime.fallback import Fallback
 
     broker = config.broker[config.cloud_broker]
@@ -437,7 +433,7 @@ def _open_fallback(
     cloud = Requester(name, broker, config.mqtt, settings, clock, credentials=credentials, complain=complain)
     ending.enter_context(closing(cloud))
     cloud.start()
-    return Fallback(settings, cloud, pipeline, clock, lambda: token_bytes(_TOKEN_BYTES))
+    return Fallback(settings, cloud, pipeline, clock, new_correlation)
 
 
 def _open_split(

@@ -1,9 +1,8 @@
 """Builds what runs a board's network in parts, `[split]`."""
 
 from collections.abc import Callable
-from secrets import token_bytes
 
-from agent.adapters.mqtt.requester import Requester
+from agent.adapters.mqtt.requester import Requester, new_correlation
 from agent.adapters.onnx_model import OrtModel
 from agent.adapters.onnx_parts import Parts
 from agent.app import compose
@@ -20,8 +19,6 @@ PURPOSE = "split"
 """What keeps its connection and its answers apart from those of the cloud fallback."""
 LONGEST_ANSWER = MAX_TENSORS + 1024
 """Bytes of a packet: an answer, its topic and its properties."""
-_TOKEN_BYTES = 16
-"""What nobody guesses."""
 
 
 def open_parts(model: Model) -> Parts:
@@ -72,4 +69,4 @@ def open_split(config: Config, clock: Clock, cloud: Cloud | None = None) -> Spli
         ConfigError: a profile cannot be used.
     """
     profiles = read_profiles(config) if config.split.cut == "auto" else []
-    return SplitModel(config.split, clock, open_parts, cloud, lambda: token_bytes(_TOKEN_BYTES), profiles)
+    return SplitModel(config.split, clock, open_parts, cloud, new_correlation, profiles)

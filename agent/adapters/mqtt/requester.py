@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_bytes
 from typing import Protocol
 
 from agent.adapters.mqtt.connection import Connection
@@ -19,6 +20,15 @@ MAX_ANSWERS, MAX_BYTES = 1000, 4 << 20
 oldest go first."""
 LONGEST_ANSWER = 4096
 """Bytes of a packet: twice what an answer of 255 labels takes."""
+
+
+_CORRELATION_BYTES = 16
+"""What nobody guesses."""
+
+
+def new_correlation() -> bytes:
+    """Return what tells an answer from all others, and that only who reads the request knows."""
+    return token_bytes(_CORRELATION_BYTES)
 
 
 class Asking(Protocol):
