@@ -25,6 +25,7 @@ from agent.errors import InferenceError, ModelContractError
 from agent.ports import Model
 from agent.records import (
     ActivityChange,
+    BoolArray,
     Dropped,
     Event,
     Float32Array,
@@ -120,11 +121,13 @@ class Call(NamedTuple):
 
     `codes`: int8, B times those of a window and the ones before it in its context, oldest first, or the window's own
     alone where there is no context. `windows`: float32 (B, window, 6) in g and rad/s, only if `keep_windows` is set.
+    `by_exit`: as in `Scores`.
     """
 
     manifest: Manifest
     codes: Int8Array
     windows: Float32Array | None
+    by_exit: BoolArray | None
 
 
 class Scored(NamedTuple):
@@ -148,6 +151,11 @@ class Scored(NamedTuple):
     decision: Decision
     call: Call
     at: int
+
+    @property
+    def has_code(self) -> bool:
+        """Whether its code is known: it is not where an early exit has scored it."""
+        return self.call.by_exit is None or not self.call.by_exit[self.at]
 
     def answered(self, probabilities: Sequence[float], model: str, *, known: bool) -> "Scored":
         """Return the window as `model` has scored it elsewhere: that is what is decided by, and published."""
@@ -410,10 +418,11 @@ class Pipeline:
         kept = windows.copy() if self.keep_windows else None
         self._manifest.normalisation.apply(windows, out=windows)
         try:
-            rows, codes = self._read(self._model.infer(windows), staged)
+            scores = self._model.infer(windows)
+            rows, codes = self._read(scores, staged)
         except InferenceError as e:
             return [self._unscored(item, str(e)) for item in staged]
-        call, model = Call(self._manifest, codes, kept), self._model.id
+        call, model = Call(self._manifest, codes, kept, scores.by_exit), self._model.id
         scored: list[Undecided] = []
         at = 0
         for item in staged:
@@ -421,7 +430,7 @@ class Pipeline:
                 scored.append(item)
                 continue
             stream, seq, t0_ns, _ = item
-            scores, novelty, decisive = next(rows)
+            probabilities, novelty, decisive = next(rows)
             # By position, as in `decide`.
             scored.append(
                 Scored(
@@ -429,7 +438,7 @@ class Pipeline:
                     seq,
                     t0_ns,
                     t0_ns + self._span_ns,
-                    scores,
+                    probabilities,
                     novelty,
                     novelty <= self._threshold,
                     decisive,
@@ -470,6 +479,9 @@ class Pipeline:
             return zip(rows, novelty, rows, strict=True), scores.code
         codes = self._gather(staged, scores.code)
         decisive = calibrated(self._model.contextualise(codes), context.temperature).tolist()
+        if scores.by_exit is not None:
+            # A window without a code has no context either.
+            decisive = [own if alone else row for own, alone, row in zip(rows, scores.by_exit, decisive, strict=True)]
         self._check_numbers([row[0] for row in decisive])
         return zip(rows, novelty, decisive, strict=True), codes
 

@@ -205,6 +205,10 @@ class Cloud(Protocol):
     def answers(self) -> list[CloudReply]:
         """Return what came since the last call: any number for a request, and for requests that were never sent."""
 
+    @property
+    def dropped(self) -> int:
+        """How many answers were thrown away because too many waited to be taken."""
+
     def wait(self, timeout_s: float) -> bool:
         """Block until there are `answers` to take, `timeout_s` at most; whether there are."""
 

@@ -23,6 +23,7 @@ UNKNOWN = "unknown"
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 Int8Array = npt.NDArray[np.int8]
 
 
@@ -139,11 +140,13 @@ class Scores(NamedTuple):
 
     `logits`: float32 (B, classes). `code`: int8 (B, code size), what would be sent instead of the window.
     `novelty`: float64 (B,), how unlike the codes of known activities each is, in the bundle's own unit.
+    `by_exit`: bool (B,), which ones an early exit has scored, so that they have no code; None for none of them.
     """
 
     logits: Float32Array
     code: Int8Array
     novelty: Float64Array
+    by_exit: BoolArray | None = None
 
 
 class Prediction(NamedTuple):

@@ -243,6 +243,7 @@ class FakeCloud:
     def __init__(self, clock: FakeClock) -> None:
         self.connected = True
         self.problem: str | None = None
+        self.dropped = 0
         self.takes = True
         self.asked: dict[bytes, bytes] = {}
         """Every request that was taken, by correlation."""

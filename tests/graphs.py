@@ -216,7 +216,8 @@ def write_segment(folder, whole, at="window", until="", **changes):
     windows = whole.manifest.normalisation.apply(read_golden(whole).window)
     takes = windows if at == "window" else parts.run("window", at, windows)
     gives = parts.run("window", until, windows)
-    golden = {"takes": takes, **({"gives": gives} if until else gives._asdict())}
+    scores = ("logits", "code", "novelty")
+    golden = {"takes": takes, **({"gives": gives} if until else {name: getattr(gives, name) for name in scores})}
     segment = Segment(whole.id, whole.digest, at, until)
     facts = {"name": "part", "context": None, "exits": (), "segment": segment}
     manifest = whole.manifest._replace(**{**facts, **changes})

@@ -308,7 +308,7 @@ def check_cloud(config: Config) -> Iterator[Finding]:
 
 
 def check_split(config: Config) -> Iterator[Finding]:
-    """Try whether the configured bundle can be run as `[split]` says, if it is used, and say what may leave the board.
+    """Try whether the bundle in service can be run as `[split]` says, if it is used, and say what may leave the board.
 
     A bundle that cannot be used at all is told by `check_model`.
     """
@@ -318,14 +318,19 @@ def check_split(config: Config) -> Iterator[Finding]:
     from agent.app.compose import open_model
     from agent.app.split import open_split
 
+    store = FolderSlotStore(state_dir(config))
+    slot = store.load()[0].active
+    # An installed bundle that cannot be split does not keep the agent from starting: all of it runs here then.
+    state = WARNING if slot else ERROR
     try:
-        trouble = open_split(config, SystemClock()).around(open_model(config.model.bundle)).trouble
+        model = config.model.bundle if slot is None else store.folder(slot)
+        trouble = open_split(config, SystemClock()).around(open_model(model)).trouble
     except ConfigError as e:
-        trouble = str(e)
+        state, trouble = ERROR, str(e)
     except (ModelContractError, InferenceError):
         return
     if trouble is not None:
-        yield Finding("split", ERROR, trouble, 'correct that, or set cut = "off" in [split]: all of it runs here then')
+        yield Finding("split", state, trouble, 'correct that, or set cut = "off" in [split]: all of it runs here then')
         return
     if not settings.asks:
         stop = f"the exit {settings.exit} answers" if settings.exit else "windows that an exit is sure of stop there"

@@ -199,6 +199,11 @@ def planned(
     copies = n if len(paths) == 1 else 1
     called = [f"{name} ({path})" for name, path in zip(NAMES[n], [*paths] * copies, strict=True)]
     profiles = aligned([read_file(path) for path in paths] * copies, called)
+    if demand.objective is Objective.ENERGY and watts is None and profiles[0].watts is None:
+        raise UsageError(
+            f"the device's power is not known, since {paths[0]} has no watts: give --watts, or profile the device "
+            "where something measures its power"
+        )
     places = tuple(
         Place(name, profile, s, q)
         for name, profile, s, q in zip(NAMES[n], profiles, speed or (1.0,) * n, load or (0.0,) * n, strict=True)

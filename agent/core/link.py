@@ -147,7 +147,10 @@ class LinkEstimator:
 
     @property
     def rtt_ns(self) -> float | None:
-        """The round trip of no bytes; where bandwidth is not known, of what is usually sent. None before the first."""
+        """The round trip of no bytes; where bandwidth is not known, of what is usually sent. None before the first.
+
+        0 where the bytes explain all that round trips take.
+        """
         return self._line.intercept_ns if self._length else None
 
     @property

@@ -251,7 +251,9 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
     labels = tuple(_name(x, "labels") for x in _list(raw["labels"], "labels"))
     if len(labels) < 2 or len(set(labels)) != len(labels) or UNKNOWN in labels:
         raise ValueError(f"labels must be at least two distinct names, none of them {UNKNOWN!r}")
-    given, norm, code, calibration = raw["input"], raw["normalisation"], raw["code"], raw["calibration"]
+    given, norm, code, calibration = (
+        _object(raw[name], name) for name in ("input", "normalisation", "code", "calibration")
+    )
     entry = Input(
         rate_hz=_number(given["rate_hz"], "input.rate_hz"),
         window=_positive(given["window"], "input.window"),
@@ -268,8 +270,8 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
     if code["dtype"] != "int8" or int(np.prod(shape)) != code["bytes"]:
         raise ValueError("code must be int8, with as many bytes as its shape says")
     files = {
-        str(name): FileEntry(str(f["sha256"]), _positive(f["bytes"], f"files.{name}.bytes"))
-        for name, f in raw["files"].items()
+        name: FileEntry(str(_object(f, f"files.{name}")["sha256"]), _positive(f["bytes"], f"files.{name}.bytes"))
+        for name, f in _object(raw["files"], "files").items()
     }
     threshold = _number(calibration["novelty_threshold"], "calibration.novelty_threshold")
     if threshold <= 0:
@@ -285,11 +287,14 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         calibration=Calibration(
             _temperature(calibration["temperature"], "calibration.temperature"),
             threshold,
-            {str(q): float(v) for q, v in calibration["novelty_quantiles"].items()},
+            {
+                q: float(v)
+                for q, v in _object(calibration["novelty_quantiles"], "calibration.novelty_quantiles").items()
+            },
         ),
         files=files,
-        training=dict(raw.get("training", {})),
-        metrics=dict(raw.get("metrics", {})),
+        training=_object(raw.get("training", {}), "training"),
+        metrics=_object(raw.get("metrics", {}), "metrics"),
         context=_context(raw.get("context"), entry),
         exits=_exits(raw.get("exits", [])),
         segment=_segment(raw.get("segment")),
@@ -299,6 +304,7 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
 def _context(raw: Any, entry: Input) -> Context | None:
     if raw is None:
         return None
+    raw = _object(raw, "context")
     context = Context(
         _positive(raw["windows"], "context.windows"), _temperature(raw["temperature"], "context.temperature")
     )
@@ -319,7 +325,7 @@ def _exits(raw: Any) -> tuple[Exit, ...]:
             None if one.get("accuracy") is None else _share(one["accuracy"], "exits.accuracy"),
             _share(one["confidence"], "exits.confidence"),
         )
-        for one in _list(raw, "exits")
+        for one in (_object(each, "each of exits") for each in _list(raw, "exits"))
     )
     if not all(_EXIT.fullmatch(one.name) for one in found) or len({one.name for one in found}) != len(found):
         raise ValueError("exits must have distinct names of 1 to 16 small letters, digits and dashes")
@@ -329,6 +335,7 @@ def _exits(raw: Any) -> tuple[Exit, ...]:
 def _segment(raw: Any) -> Segment | None:
     if raw is None:
         return None
+    raw = _object(raw, "segment")
     until = "" if raw["until"] == "" else _name(raw["until"], "segment.until")
     segment = Segment(
         _name(raw["of"], "segment.of"), _name(raw["network"], "segment.network"), _name(raw["at"], "segment.at"), until
@@ -349,6 +356,12 @@ def _float32(values: Any) -> Float32Array:
 def _list(value: object, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{name} must be a list, not {value!r}")
+    return value
+
+
+def _object(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} must be an object, not {value!r}")
     return value
 
 

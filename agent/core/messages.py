@@ -173,19 +173,26 @@ class Power(TypedDict):
     joules_per_window: Annotated[float | None, "energy above idle, divided by the interval's windows; null: not known"]
 
 
-class CloudFigures(TypedDict):
-    """What became of windows in doubt. `asked` is the sum of what follows it, to `abandoned`, and of what waits now."""
+class RequestFigures(TypedDict):
+    """What became of requests, and of windows that were not asked about.
 
-    asked: Annotated[int, "requests"]
-    answered: Annotated[int, "within the deadline: the answer was published"]
+    `asked` is the sum of what follows it, to `abandoned`, and of what waits now. The deadline of `[cloud]` begins once
+    a window is scored; that of `[split]` ends when the rest of the network has to be run here.
+    """
+
+    asked: Annotated[int, "requests: `[cloud]` asks about one window in each, `[split]` about as many as fit into one"]
+    answered: Annotated[int, "within the deadline: the answer was used"]
     timed_out: Annotated[int, "not answered within the deadline"]
     refused: Annotated[dict[str, int], "by the worker, by reason"]
-    garbled: Annotated[int, "answered by what is no answer, or is one for other labels"]
+    garbled: Annotated[int, "answered by what is no answer, or is one for something else"]
     not_sent: Annotated[int, "not taken by the connection"]
-    abandoned: Annotated[int, "not waited for, because the model, the device or the agent went"]
-    not_asked: Annotated[dict[str, int], "windows in doubt that were not asked about, by reason"]
+    abandoned: Annotated[
+        int, "not waited for: the model, the device or the agent went, or a part of the network failed"
+    ]
+    not_asked: Annotated[dict[str, int], "windows that were meant to be asked about, and were not, by reason"]
     late: Annotated[int, "answers that came after the deadline"]
     unexpected: Annotated[int, "answers to nothing that was asked, or was answered already"]
+    dropped: Annotated[int, "answers, of any kind, that were thrown away because too many waited to be looked at"]
     bytes_up: Annotated[int, "of requests, without what MQTT adds"]
     bytes_down: Annotated[int, "of answers of any kind, without what MQTT adds"]
     rtt_ms: Annotated[LatencySummary, "from a request to its answer, late ones included, of the interval"]
@@ -195,34 +202,14 @@ class CloudFigures(TypedDict):
     ]
 
 
-class SplitFigures(TypedDict):
-    """What became of windows of whose network others may run the rest, and of the requests for it.
-
-    `asked` is the sum of what follows it, to `abandoned`.
-    """
+class SplitFigures(RequestFigures):
+    """What became of windows of whose network others may run the rest, and of the requests for it."""
 
     cut: Annotated[str | None, "the tensor that is sent now; null while all of the network is to run here"]
     windows: Annotated[dict[str, int], "windows, by the exit that answered: `end` is the network's end"]
     away: Annotated[int, "of those: windows whose rest others ran"]
-    asked: Annotated[int, "requests, of as many windows as fit into one"]
-    answered: Annotated[int, "before the rest had to be run here"]
-    timed_out: Annotated[int, "not answered by then: it was run here"]
-    refused: Annotated[dict[str, int], "by the worker, by reason"]
-    garbled: Annotated[int, "answered by what is no answer, or is one for something else"]
-    not_sent: Annotated[int, "not taken by the connection"]
-    abandoned: Annotated[int, "not waited for, because a part of the network failed here"]
-    not_asked: Annotated[dict[str, int], "windows that were meant to be asked for and were run here at once, by reason"]
-    late: Annotated[int, "answers that came after that"]
-    unexpected: Annotated[int, "answers to nothing that was asked, or was answered already"]
-    bytes_up: Annotated[int, "of requests, without what MQTT adds"]
-    bytes_down: Annotated[int, "of answers of any kind, without what MQTT adds"]
-    rtt_ms: Annotated[LatencySummary, "from a call's first request to each answer, late ones included, of the interval"]
     link_rtt_ms: Annotated[float | None, "round trip of no bytes, as it is known now, without the workers' time"]
     link_mbit: Annotated[float | None, "bandwidth, as it is known now; null: it was not noticed yet"]
-    breaker: Annotated[
-        Literal["closed", "open", "half-open"],
-        "`open`: nothing is asked for a while; `half-open`: one request tries, or the next one will",
-    ]
 
 
 class WorstStream(TypedDict):
@@ -267,7 +254,7 @@ class TelemetryMessage(TypedDict):
     temperature_c: Annotated[float | None, "of the board's processor; null: not known"]
     throttling: Throttling
     power: Power
-    cloud: NotRequired[Annotated[CloudFigures, "where anything may be asked of the cloud"]]
+    cloud: NotRequired[Annotated[RequestFigures, "where anything may be asked of the cloud"]]
     split: NotRequired[Annotated[SplitFigures, "where the network is run in parts"]]
 
 

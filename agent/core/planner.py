@@ -207,7 +207,7 @@ def aligned(profiles: Sequence[Profile], names: Sequence[str], cuts: Collection[
     `names`: what to call each in an error. `cuts`: those that may be kept, all if not given.
 
     Raises:
-        UsageError: they are of different bundles, or do not agree on what goes over a cut.
+        UsageError: they are of different bundles, or do not agree on what goes over a link.
     """
     first = profiles[0]
     wanted = first.cuts if cuts is None else [name for name in first.cuts if name in cuts]
@@ -215,16 +215,25 @@ def aligned(profiles: Sequence[Profile], names: Sequence[str], cuts: Collection[
     merged = [_merged(p, common) for p in profiles]
     exits = set.intersection(*({(e.name, e.after) for e in p.exits} for p in merged))
     for name, p in zip(names[1:], merged[1:], strict=True):
-        if _network(p) != _network(merged[0]) or not exits:
+        both = f"the profiles of {names[0]} and {name} are of different networks"
+        if p.bundle != first.bundle:
+            raise UsageError(f"{both} ({first.bundle} and {p.bundle}): profile the same bundle on both machines")
+        unlike = _unlike(merged[0], p) or ("" if exits else "no exit in common")
+        if unlike:
             raise UsageError(
-                f"the profiles of {names[0]} and {name} are of different networks ({first.bundle} and {p.bundle}): "
-                "profile the same bundle on both machines"
+                f"{both}, though both are called {p.bundle}: {unlike}. Profile it anew on both machines, with the same "
+                "version of har-agent"
             )
     return [p._replace(exits=tuple(e for e in p.exits if (e.name, e.after) in exits)) for p in merged]
 
 
-def _network(p: Profile) -> tuple[Any, ...]:
-    return p.bundle, p.cuts, p.border_bytes, p.output_bytes, p.code_bytes
+def _unlike(one: Profile, other: Profile) -> str:
+    """Say what two profiles with the same cuts do not agree on; empty if they do."""
+    if one.cuts != other.cuts:
+        return "their cuts are not in the same order"
+    names = (*one.tensors, "an answer", "the code in it")
+    sizes = ((*p.border_bytes, p.output_bytes, p.code_bytes) for p in (one, other))
+    return next((f"{name} has {a} and {b} bytes" for name, a, b in zip(names, *sizes, strict=True) if a != b), "")
 
 
 def _merged(profile: Profile, cuts: Sequence[str]) -> Profile:
@@ -275,7 +284,10 @@ def plan(
     """
     found = tuple(candidates(places, links, watts, joules_per_byte))
     if demand.objective is Objective.ENERGY and any(c.joules is None for c in found):
-        raise UsageError("the device's power is not known: its profile has no watts, so give --watts")
+        raise UsageError(
+            "the device's power is not known, since its profile has no watts: profile it where something measures its "
+            "power, or with idle_watts and busy_watts in [telemetry]"
+        )
     good: list[Candidate] = []
     for exits in _preferred(places[0].profile.exits, demand):
         possible = (c for c in found if math.isfinite(c.latency_ns) and demand.least <= min(c.borders, default=0))

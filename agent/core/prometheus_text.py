@@ -6,7 +6,7 @@ https://prometheus.io/docs/practices/naming/. docs/reference/power.md lists the 
 
 from collections.abc import Iterable, Mapping
 
-from agent.core.messages import CloudFigures, HealthMessage, HealthState, SplitFigures, TelemetryMessage
+from agent.core.messages import HealthMessage, HealthState, RequestFigures, SplitFigures, TelemetryMessage
 
 Labels = Mapping[str, str]
 Sample = tuple[Labels, float | None]
@@ -68,7 +68,7 @@ def exposition(telemetry: TelemetryMessage, health: HealthMessage | None = None)
     return out.text()
 
 
-def _asked(prefix: str, c: CloudFigures | SplitFigures, out: "_Page") -> None:
+def _asked(prefix: str, c: RequestFigures, out: "_Page") -> None:
     """What became of requests, of either kind."""
     became = {
         "answered": c["answered"],
@@ -83,6 +83,7 @@ def _asked(prefix: str, c: CloudFigures | SplitFigures, out: "_Page") -> None:
     out.counter(f"{prefix}_not_asked_total", "Windows that were not asked about.", _by("reason", c["not_asked"]))
     out.counter(f"{prefix}_late_answers_total", "Answers after the deadline.", _one(c["late"]))
     out.counter(f"{prefix}_unexpected_answers_total", "Answers to nothing that was asked.", _one(c["unexpected"]))
+    out.counter(f"{prefix}_dropped_answers_total", "Answers thrown away unseen.", _one(c["dropped"]))
     carried = {"up": c["bytes_up"], "down": c["bytes_down"]}
     out.counter(f"{prefix}_bytes_total", "Of requests and answers.", _by("direction", carried))
     rtt = [({"statistic": name}, ms / 1e3) for name, ms in _floats(c["rtt_ms"]).items()]

@@ -5,12 +5,12 @@ its stream waits behind it: each decision follows from the one before. Other str
 as its request is answered, refused or garbled, and at its deadline at the latest, which counts from when it was scored.
 Then it is decided by the answer, if there is one that fits, and otherwise by what the board had scored all along.
 
-Every request is settled with the policy exactly once. One that was given up is remembered for a while: its answer is
-late then, which still tells how long the link takes, and can be published as a revision.
+The answer to a request that was given up tells how long the link takes, and can be published as a revision.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,24 +28,20 @@ from agent.core.cloud_wire import (
     labels_crc,
     request_bytes,
 )
-from agent.core.histogram import Histogram
 from agent.core.link import LinkEstimator
-from agent.core.offload import Breaker, Doubt, Outcome, Policy
+from agent.core.offload import Doubt, Outcome, Policy
 from agent.core.settings import CloudSettings
 from agent.pipeline import Pipeline, Scored, Undecided
 from agent.ports import Clock, Cloud
-from agent.records import CloudReply, Event, Float32Array, Origin, Prediction, Timings
-from agent.runtime.telemetry import latencies
+from agent.records import Event, Float32Array, Origin, Prediction, Timings
+from agent.runtime.requests import Heard, Requests
 
 if TYPE_CHECKING:
-    from agent.core.messages import CloudFigures
+    from agent.core.messages import RequestFigures
 
 POLL_S = 0.005
 """How long to wait for samples while an answer may come: nothing wakes the loop for one."""
 
-_REMEMBERED_NS = 60_000_000_000
-_MOST_REMEMBERED = 4096
-"""For how long, and how many, requests are remembered that were given up."""
 _MOST_CODES = 255
 """In a request: its count is a byte."""
 _ANSWER_BYTES = 64
@@ -65,35 +61,44 @@ class Decided(NamedTuple):
     revisions: list[Prediction]
 
 
+@dataclass(slots=True, eq=False)
 class _Asked:
-    """A request for a window; `replied_ns` is set once it does not have to be waited for."""
+    """A request for a window, of `n_bytes`, whose answer is to be for `labels`."""
 
-    __slots__ = ("asked_ns", "correlation", "deadline_ns", "labels", "late", "n_bytes", "replied_ns", "said")
+    correlation: bytes
+    asked_ns: int
+    deadline_ns: int
+    n_bytes: int
+    labels: Sequence[str]
+    replied_ns: int | None = None
+    """Set once it does not have to be waited for."""
+    answer: CloudAnswer | None = None
+    """What was answered before the window was decided."""
+    said: Prediction | None = None
+    """What was published instead, if that may be revised."""
 
-    def __init__(
-        self, correlation: bytes, asked_ns: int, deadline_ns: int, n_bytes: int, labels: Sequence[str]
-    ) -> None:
-        self.correlation = correlation
-        self.asked_ns = asked_ns
-        self.deadline_ns = deadline_ns
-        self.n_bytes = n_bytes
-        self.labels = labels
-        self.replied_ns: int | None = None
-        self.late: CloudAnswer | None = None
-        """What was answered before the window was decided, and still too late for it."""
-        self.said: Prediction | None = None
-        """What was published instead, if that may be revised."""
+    @property
+    def decides(self) -> CloudAnswer | None:
+        """The answer, if it came in time."""
+        late = self.replied_ns is not None and self.replied_ns > self.deadline_ns
+        return None if late else self.answer
 
 
+@dataclass(slots=True, eq=False)
 class _Held:
     """Something that waits for its turn, or for the answer to a request of its own."""
 
-    __slots__ = ("asked", "item", "timings")
+    item: Undecided
+    timings: Timings | None
+    asked: _Asked | None
 
-    def __init__(self, item: Undecided, timings: Timings | None, asked: _Asked | None) -> None:
-        self.item = item
-        self.timings = timings
-        self.asked = asked
+    @property
+    def to_decide(self) -> Undecided:
+        """What is to be decided: as it was scored, or as the cloud has answered."""
+        answer = self.asked.decides if self.asked is not None else None
+        if answer is None or not isinstance(self.item, Scored):
+            return self.item
+        return self.item.answered(answer.probabilities, answer.model, known=answer.known)
 
 
 class Fallback:
@@ -103,10 +108,10 @@ class Fallback:
         self, settings: CloudSettings, cloud: Cloud, pipeline: Pipeline, clock: Clock, token: Callable[[], bytes]
     ) -> None:
         """`token`: gives the correlation of a request: no other's, and such that only who reads requests knows it."""
-        self._cloud = cloud
         self._pipeline = pipeline
         self._clock = clock
         self._policy = Policy(settings)
+        self._requests: Requests[_Asked, CloudAnswer] = Requests(cloud, self._policy, _read)
         self._link = LinkEstimator()
         self._deadline_ns = round(settings.deadline_ms * 1e6)
         self._windows = settings.windows
@@ -120,18 +125,8 @@ class Fallback:
         """When the first of what is held must be decided."""
         self._news = False
         """Whether something that is held has been answered since it was looked at."""
-        self._asked: dict[bytes, tuple[_Asked, _Held]] = {}
-        self._given_up: dict[bytes, _Asked] = {}
-        """By correlation, the oldest first."""
         self._revisions: list[Prediction] = []
-        self._n_asked = self._late = self._unexpected = self._bytes_up = self._bytes_down = 0
-        self._outcomes: Counter[Outcome] = Counter()
-        self._refused: Counter[str] = Counter()
-        self._not_asked: Counter[str] = Counter()
-        self._rtt = Histogram()
         self._answer_bytes = _ANSWER_BYTES
-        self._last = ""
-        """How the last request failed, for people."""
         pipeline.keep_windows = settings.payload == "window"
 
     def patience_s(self, timeout_s: float) -> float:
@@ -146,8 +141,8 @@ class Fallback:
         `timings`: of what was scored, as far as they are known; `total` and `cloud` are set here.
         """
         now_ns = self._clock.monotonic_ns()
-        for reply in self._cloud.answers():
-            self._hear(reply)
+        for heard in self._requests.hear():
+            self._hear(heard)
         free = self._let_go(now_ns)
         for item in scored:
             waiting = self._held.get(item.stream)
@@ -160,7 +155,6 @@ class Fallback:
                 self._before.pop(item.stream, None)
             held = _Held(item, known, asked)
             if asked is not None:
-                self._asked[asked.correlation] = asked, held
                 self._due_ns = min(self._due_ns, asked.deadline_ns) if self._held else asked.deadline_ns
             if waiting is not None:
                 waiting.append(held)
@@ -180,11 +174,11 @@ class Fallback:
         free: list[_Held] = []
         for name in list(self._held) if stream is None else [stream]:
             free += self._held.pop(name, ())
-        for asked, held in list(self._asked.values()):
-            if stream in (None, held.item.stream):
-                self._give_up(asked, Outcome.ABANDONED, now_ns)
+        for held in free:
+            if held.asked is not None and held.asked.replied_ns is None:
+                self._requests.give_up(held.asked, Outcome.ABANDONED, now_ns)
         decided = self._decide(free)
-        for asked in self._given_up.values():
+        for asked in self._requests.given_up:
             if asked.said is not None and stream in (None, asked.said.stream):
                 asked.said = None
         if stream is None:
@@ -193,36 +187,15 @@ class Fallback:
             self._before.pop(stream, None)
         return decided
 
-    def figures(self) -> "CloudFigures":
+    def figures(self) -> "RequestFigures":
         """Return what was asked and what became of it, for telemetry, and begin a new interval of round trips."""
-        n, rtt = self._outcomes, self._rtt
-        self._rtt = Histogram()
-        return {
-            "asked": self._n_asked,
-            "answered": n[Outcome.ANSWERED],
-            "timed_out": n[Outcome.TIMED_OUT] + n[Outcome.LATE],
-            "refused": dict(sorted(self._refused.items())),
-            "garbled": n[Outcome.GARBLED],
-            "not_sent": n[Outcome.NOT_SENT],
-            "abandoned": n[Outcome.ABANDONED],
-            "not_asked": dict(sorted(self._not_asked.items())),
-            "late": self._late,
-            "unexpected": self._unexpected,
-            "bytes_up": self._bytes_up,
-            "bytes_down": self._bytes_down,
-            "rtt_ms": latencies(rtt),
-            "breaker": self._policy.state(self._clock.monotonic_ns()).value,
-        }
+        return self._requests.figures(self._clock.monotonic_ns())
 
     @property
     def problem(self) -> str | None:
         """Why windows in doubt are not asked about now, for people. What budgets forbid is no problem."""
-        if not self._cloud.connected:
-            why = self._cloud.problem or "its broker is not connected yet"
-            return f"the cloud cannot be asked: {why}; windows in doubt are decided here"
-        if self._policy.state(self._clock.monotonic_ns()) is Breaker.OPEN:
-            return f"the cloud does not answer as it should ({self._last}); windows in doubt are decided here"
-        return None
+        why = self._requests.problem(self._clock.monotonic_ns())
+        return None if why is None else f"the cloud cannot be asked: {why}; windows in doubt are decided here"
 
     # --- requests
 
@@ -233,29 +206,26 @@ class Fallback:
             return None
         count, n_bytes = self._fitting(item)
         if not count:
-            self._not_asked[_TOO_LARGE] += 1
+            self._requests.not_asked(_TOO_LARGE)
             return None
-        if item.call.windows is None and not item.call.codes[item.at].ravel()[-item.call.manifest.code.bytes :].any():
-            self._not_asked[_NO_CODE] += 1
+        if item.call.windows is None and not item.has_code:
+            self._requests.not_asked(_NO_CODE)
             return None
         reason = self._policy.consider(
             now_ns,
             doubt,
             n_bytes,
-            connected=self._cloud.connected,
+            connected=self._requests.connected,
             expected_ns=self._link.expected_ns(n_bytes + self._answer_bytes),
         )
         if reason is not None:
-            self._not_asked[reason.value] += 1
+            self._requests.not_asked(reason.value)
             return None
-        self._n_asked += 1
-        request, correlation = self._request(item, count), self._token()
-        asked_ns = self._clock.monotonic_ns()
-        if not self._cloud.ask(correlation, request):
-            self._settle(Outcome.NOT_SENT, now_ns)
-            return None
-        self._bytes_up += n_bytes
-        return _Asked(correlation, asked_ns, now_ns + self._deadline_ns, n_bytes, item.call.manifest.labels)
+        request = self._request(item, count)
+        asked = _Asked(
+            self._token(), self._clock.monotonic_ns(), now_ns + self._deadline_ns, n_bytes, item.call.manifest.labels
+        )
+        return asked if self._requests.ask(request, asked, now_ns) else None
 
     def _fitting(self, item: Scored) -> tuple[int, int]:
         """Return by how many windows one can be asked about, itself the last, and the bytes of that; 0 if by none."""
@@ -288,67 +258,18 @@ class Fallback:
             before = self._before.setdefault(item.stream, deque(maxlen=self._windows - 1))
             before.append(item.call.windows[item.at, : self._pipeline.hop].copy())
 
-    def _hear(self, reply: CloudReply) -> None:
-        """Take what came: for a window that is held, for one that was given up, or for nothing."""
-        self._bytes_down += len(reply.payload)
-        found = self._asked.get(reply.correlation)
-        asked = found[0] if found else self._given_up.pop(reply.correlation, None)
-        if asked is None:
-            self._unexpected += 1
-            return
-        try:
-            said = decode_answer(reply.payload)
-        except ValueError:
-            said = None
+    def _hear(self, heard: Heard[_Asked, CloudAnswer]) -> None:
+        """Take what came for a window that is held, or for one that was given up."""
+        asked, reply, said, settled = heard
         if said is not None:
-            self._learn(reply, asked)
-        if isinstance(said, CloudAnswer) and not _fits(said, asked.labels):
-            said = None
-        if found is None:
-            self._late += 1
-            if isinstance(said, CloudAnswer) and asked.said is not None:
-                self._revisions.append(_revised(asked.said, said, asked.labels))
+            self._answer_bytes = len(reply.payload)
+            self._link.observe(reply.t_ns, asked.n_bytes + len(reply.payload), reply.t_ns - asked.asked_ns)
+        answer = said if isinstance(said, CloudAnswer) else None
+        if settled is None:
+            if answer is not None and asked.said is not None:
+                self._revisions.append(_revised(asked.said, answer, asked.labels))
             return
-        del self._asked[reply.correlation]
-        asked.replied_ns, self._news = reply.t_ns, True
-        held = found[1]
-        if reply.t_ns > asked.deadline_ns:
-            self._late += 1
-            asked.late = said if isinstance(said, CloudAnswer) else None
-            self._settle(Outcome.LATE, reply.t_ns)
-        elif said is None:
-            self._settle(Outcome.GARBLED, reply.t_ns)
-        elif isinstance(said, CloudRefusal):
-            self._refused[said.refusal.name.lower()] += 1
-            self._settle(Outcome.REFUSED, reply.t_ns)
-            self._last = f"refused: {said.sentence}"
-        else:
-            self._settle(Outcome.ANSWERED, reply.t_ns)
-            if isinstance(held.item, Scored):
-                held.item = held.item.answered(said.probabilities, said.model, known=said.known)
-
-    def _learn(self, reply: CloudReply, asked: _Asked) -> None:
-        rtt_ns = reply.t_ns - asked.asked_ns
-        self._answer_bytes = len(reply.payload)
-        self._rtt.add(rtt_ns)
-        self._link.observe(reply.t_ns, asked.n_bytes + len(reply.payload), rtt_ns)
-
-    def _give_up(self, asked: _Asked, outcome: Outcome, now_ns: int) -> None:
-        """Wait no longer for an answer, but know it when it comes."""
-        del self._asked[asked.correlation]
-        self._given_up[asked.correlation] = asked
-        self._settle(outcome, now_ns)
-        while self._given_up:
-            oldest = next(iter(self._given_up.values()))
-            if now_ns - oldest.asked_ns <= _REMEMBERED_NS and len(self._given_up) <= _MOST_REMEMBERED:
-                break
-            del self._given_up[oldest.correlation]
-
-    def _settle(self, outcome: Outcome, now_ns: int) -> None:
-        self._outcomes[outcome] += 1
-        if outcome is not Outcome.ANSWERED:
-            self._last = outcome.value.replace("_", " ")
-        self._policy.settled(now_ns, outcome)
+        asked.replied_ns, asked.answer, self._news = reply.t_ns, answer, True
 
     # --- what is held
 
@@ -366,7 +287,7 @@ class Fallback:
                     if now_ns < asked.deadline_ns:
                         due_ns.append(asked.deadline_ns)
                         break
-                    self._give_up(asked, Outcome.TIMED_OUT, now_ns)
+                    self._requests.give_up(asked, Outcome.TIMED_OUT, now_ns)
                 free.append(waiting.popleft())
             if not waiting:
                 del self._held[stream]
@@ -374,7 +295,7 @@ class Fallback:
         return free
 
     def _decide(self, free: Sequence[_Held]) -> Decided:
-        events = self._pipeline.decide([held.item for held in free])
+        events = self._pipeline.decide([held.to_decide for held in free])
         now_ns = self._clock.monotonic_ns()
         timings: dict[Key, Timings] = {}
         for held in free:
@@ -396,14 +317,24 @@ class Fallback:
         for event in events if asked else ():
             if isinstance(event, Prediction) and event.origin is Origin.LOCAL:
                 found = asked.get((event.stream, event.seq))
-                if found is not None and found.late is not None:
-                    self._revisions.append(_revised(event, found.late, found.labels))
+                if found is not None and found.answer is not None:
+                    self._revisions.append(_revised(event, found.answer, found.labels))
                 elif found is not None:
                     found.said = event
 
 
-def _fits(said: CloudAnswer, labels: Sequence[str]) -> bool:
-    return len(said.probabilities) == len(labels) and said.labels_crc == labels_crc(labels)
+def _read(payload: bytes, asked: _Asked) -> CloudAnswer | CloudRefusal:
+    """Decode what came for a request.
+
+    Raises:
+        ValueError: it is no answer, or one for other labels.
+    """
+    said = decode_answer(payload)
+    if isinstance(said, CloudAnswer) and (
+        len(said.probabilities) != len(asked.labels) or said.labels_crc != labels_crc(asked.labels)
+    ):
+        raise ValueError("an answer for other labels")
+    return said
 
 
 def _revised(said: Prediction, answer: CloudAnswer, labels: Sequence[str]) -> Prediction:

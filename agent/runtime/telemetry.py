@@ -11,7 +11,7 @@ from agent.ports import Clock, Outbox
 from agent.records import Gap, GapReason, Loss, PowerReading, Prediction, Turn, Unscored
 
 if TYPE_CHECKING:
-    from agent.core.messages import CloudFigures, LatencySummary, Power, SplitFigures, TelemetryMessage, WorstStream
+    from agent.core.messages import LatencySummary, Power, RequestFigures, SplitFigures, TelemetryMessage, WorstStream
 
 _WORST = 5
 _DAY_S = 86_400
@@ -137,7 +137,7 @@ class Telemetry:
         delivery: Delivery,
         outbox: Outbox,
         host: HostFigures,
-        cloud: "CloudFigures | None" = None,
+        cloud: "RequestFigures | None" = None,
         split: "SplitFigures | None" = None,
     ) -> "TelemetryMessage":
         """Return the message of the interval that ends now, and begin the next.

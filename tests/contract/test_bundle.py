@@ -380,7 +380,7 @@ def test_one_call_gives_what_the_graphs_give_one_by_one(tiny):
     assert np.array_equal(scores.code, code)
     assert np.array_equal(scores.logits, logits)
     np.testing.assert_allclose(scores.novelty, novel, rtol=1e-6)
-    assert [a.dtype for a in scores] == [np.float32, np.int8, np.float64]
+    assert [a.dtype for a in scores[:3]] == [np.float32, np.int8, np.float64]
 
 
 def test_codes_score_as_their_windows_do_and_only_where_novelty_can_be_told_from_them(tiny):
@@ -408,7 +408,8 @@ def test_what_scores_alone_and_in_a_batch_is_the_same(tiny):
     many = model.infer(golden.window)
 
     for i in range(len(golden.window)):
-        assert all(np.array_equal(a[0], b[i]) for a, b in zip(model.infer(golden.window[i : i + 1]), many, strict=True))
+        alone = model.infer(golden.window[i : i + 1])
+        assert all(np.array_equal(a[0], b[i]) for a, b in zip(alone[:3], many[:3], strict=True))
     if golden.codes is not None:
         for i, logits in enumerate(golden.context_logits):
             assert np.array_equal(model.contextualise(golden.codes[i : i + 1])[0], logits)
@@ -622,7 +623,7 @@ def test_an_exit_that_is_no_head_of_the_network_is_refused(tmp_path, head, chang
     ("entry", "says"),
     [
         ({}, "must be a list"),
-        ([1], r"manifest\.json"),
+        ([1], "each of exits must be an object, not 1"),
         ([{"name": "a", "at": "eb"}], "lacks 'confidence'"),
         ([{"at": "eb", "confidence": 1}], "lacks 'name'"),
         ([{"name": "../a", "at": "eb", "confidence": 1}], "small letters, digits and dashes"),
@@ -689,12 +690,32 @@ def test_a_segment_unlike_its_manifest_is_refused(whole, tmp_path, change, says)
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("entry", [1, [], {}, "ea", {"at": "ea"}])
-def test_a_segment_that_makes_no_sense_is_refused(whole, tmp_path, entry):
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (1, "segment must be an object, not 1"),
+        ([1], r"segment must be an object, not \[1\]"),
+        ("ea", "segment must be an object, not 'ea'"),
+        ({}, "lacks 'until'"),
+        ({"at": "ea"}, "lacks 'until'"),
+    ],
+)
+def test_a_segment_that_makes_no_sense_is_refused(whole, tmp_path, entry, says):
     folder = write_segment(tmp_path / "part", whole, "ea", "eb")
     edit_manifest(folder, lambda raw: raw.update(segment=entry))
 
-    with pytest.raises(ModelContractError, match=r"manifest\.json"):
+    with pytest.raises(ModelContractError, match=rf"manifest\.json:? {says}"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "part", ["input", "normalisation", "code", "calibration", "files", "training", "metrics", "context"]
+)
+def test_a_part_of_the_manifest_that_is_no_object_is_named(tmp_path, part):
+    folder = write_bundle(tmp_path)
+    edit_manifest(folder, lambda raw: raw.update({part: [1]}))
+
+    with pytest.raises(ModelContractError, match=rf"{part} must be an object, not \[1\]"):
         load_bundle(folder)
 
 

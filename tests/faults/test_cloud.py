@@ -1,72 +1,37 @@
-"""A cloud that dies, vanishes or talks nonsense while it is asked about every window: predictions do not depend on it.
-
-Two brokers: predictions go to the one at home, which stays, and questions to the one in the cloud.
-"""
+"""The cloud dies, vanishes or talks nonsense while it is asked about every window: predictions do not depend on it."""
 
 import json
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import pytest
+from asking import DEADLINE_MS, MARGIN_MS, TELEMETRY, AskingBoard, Worker
 from live import wait_until
-from mosquitto import Mosquitto
 from played_worker import PlayedWorker, Saying
-from rehearsal import IMPATIENT, Rig, Scenario
+from rehearsal import Rig, Scenario
 
 from agent.app.compose import open_model
 from agent.core.cloud_wire import CloudAnswer, Refusal, encode_answer, encode_refusal, labels_crc
 
-DEADLINE_MS = 300
-MARGIN_MS = 1000
-"""What turns of the loop may add to the deadline on a machine that plays many scenarios at a time."""
-TELEMETRY = "har/board/telemetry"
 MODEL = "test-cloud@11111111"
 
 
-class Board:
-    """An agent that asks the cloud about every window, with its sensor, and both brokers; the cloud's does not run."""
+class Board(AskingBoard):
+    """An agent that asks the cloud about every window."""
 
     def __init__(self, rig: Rig) -> None:
-        self._rig = rig
-        home, self.cloud = rig.broker().start(), rig.broker("allow_anonymous true")
-        self.listener = rig.listener(home.port)
-        wait_until(lambda: self.listener.connects)
-        rig.sensor()
-        self.agent = rig.agent(
-            [home.url, self.cloud.url],
-            IMPATIENT + f'[cloud]\nwhen = "always"\nbroker = "b2"\ndeadline_ms = {DEADLINE_MS}\nfailures = 3\n'
-            "retry_s = 1\nper_device_per_minute = 60000\nrequests_per_day = 1000000\nmb_per_day = 1000\n"
-            "[telemetry]\ninterval_s = 1\n",
+        super().__init__(
+            rig,
+            "cloud",
+            'when = "always"\nper_device_per_minute = 60000\nrequests_per_day = 1000000\nmb_per_day = 1000\n',
         )
 
-    def by_cloud(self) -> int:
+    def by_others(self) -> int:
         """Predictions that the cloud decided."""
         return sum(p["origin"] == "cloud" for p in list(self.listener.predictions.values()))
-
-    def again(self, n: int = 2) -> float:
-        """Wait for `n` more predictions that the cloud decides, and return the seconds that the first took."""
-        began, before = time.monotonic(), self.by_cloud()
-        try:
-            wait_until(lambda: self.by_cloud() > before, 30)
-        except AssertionError:
-            raise AssertionError(f"the cloud never decides: {self.figures()}\n{self.agent.tail(10)}") from None
-        took = time.monotonic() - began
-        wait_until(lambda: self.by_cloud() >= before + n, 20, "the cloud to go on deciding")
-        return took
-
-    def figures(self) -> dict[str, Any]:
-        """What the telemetry told last of the cloud."""
-        return dict((self.listener.state(TELEMETRY) or {}).get("cloud", {}))
-
-    def breaker(self, state: str) -> None:
-        """Wait until the breaker is in this state."""
-        wait_until(lambda: self.figures().get("breaker") == state, 20, f"the breaker to be {state}")
 
     def openings(self) -> int:
         """How often the breaker was told to be open, or half-open, after it had been closed."""
@@ -75,52 +40,17 @@ class Board:
 
     def holds(self) -> None:
         """Stop the agent when all is well again: each prediction came, once, in order, and in time."""
-        self.breaker("closed")
-        self._rig.calm(self.agent)
-        self._rig.nothing_lost(self.agent, self.listener)
-        came = list(self.listener.predictions.values())
-        assert self.listener.repeats() == 0
-        assert [p["seq"] for p in came] == list(range(len(came)))
-        assert not any(p["historical"] for p in came)
+        came = self.came()
         spent = [p["latency_ms"] for p in came]
         # The rest would have been spent without a cloud, too.
         held = [ms["total"] - ms["wait"] - ms["infer"] for ms in spent]
         in_vain = sum(p["origin"] == "local" and "cloud" in p["latency_ms"] for p in came)
         self._rig.fact(
-            f"{len(came)} predictions, {self.by_cloud()} by the cloud, {in_vain} after it was asked in vain; held for"
+            f"{len(came)} predictions, {self.by_others()} by the cloud, {in_vain} after it was asked in vain; held for"
             f" {median(held):.0f} ms in the median, at most {max(held):.0f} ms, of {DEADLINE_MS} ms"
         )
         assert max(held) < DEADLINE_MS + MARGIN_MS
         assert max(ms["total"] for ms in spent) < DEADLINE_MS + 2 * MARGIN_MS
-
-
-class Worker:
-    """`har-agent cloud-worker` as a process of its own."""
-
-    def __init__(self, rig: Rig, broker: Mosquitto) -> None:
-        config = rig.folder / "worker.toml"
-        config.write_text(f'[agent]\nname = "worker"\n[broker.cloud]\nurl = "{broker.url}"\n{IMPATIENT}')
-        self._command = [sys.executable, "-m", "agent", "cloud-worker", "har-base", "--config", str(config)]
-        self._log = rig.folder / "worker.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        rig.ending.callback(self.kill)
-
-    def start(self) -> None:
-        """Start it; does not wait for anything."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
-
-    def stop(self) -> int:
-        """SIGTERM, and return the exit status."""
-        assert self._process
-        self._process.terminate()
-        return self._process.wait(20)
-
-    def kill(self) -> None:
-        """Kill it with -9, wherever it is."""
-        if self._process:
-            self._process.kill()
-            self._process.wait()
 
 
 def nobody_there(rig: Rig) -> None:
@@ -129,10 +59,10 @@ def nobody_there(rig: Rig) -> None:
     board.agent.start()
     rig.more(board.listener, 3)
     rig.told(board.agent, "cloud_away", "connection refused")
-    board.cloud.start()
+    board.theirs.start()
     board.breaker("open")
     rig.told(board.agent, "cloud_away", "timed out")
-    worker = Worker(rig, board.cloud)
+    worker = Worker(rig, board.theirs)
     worker.start()
     rig.fact(f"the cloud decides {board.again():.1f} s after the worker was started")
     board.holds()
@@ -143,9 +73,9 @@ def nobody_there(rig: Rig) -> None:
 def worker_killed(rig: Rig) -> None:
     """The only worker is killed with -9, again and again, most times while it starts."""
     board = Board(rig)
-    board.cloud.start()
-    ears = rig.listener(board.cloud.port)
-    worker = Worker(rig, board.cloud)
+    board.theirs.start()
+    ears = rig.listener(board.theirs.port)
+    worker = Worker(rig, board.theirs)
     worker.start()
     board.agent.start()
     board.again()
@@ -175,22 +105,22 @@ def worker_killed(rig: Rig) -> None:
 def broker_killed(rig: Rig) -> None:
     """The broker of the cloud is killed with -9, again and again; then it only stops answering."""
     board = Board(rig)
-    board.cloud.start()
-    worker = Worker(rig, board.cloud)
+    board.theirs.start()
+    worker = Worker(rig, board.theirs)
     worker.start()
     board.agent.start()
     board.again()
     returns, kills = [], rig.many(5, 20)
     for _ in range(kills):
-        board.cloud.kill()
+        board.theirs.kill()
         rig.more(board.listener, rig.random.randint(1, 6))
-        board.cloud.start()
+        board.theirs.start()
         returns.append(board.again())
     away = board.figures()["not_asked"].get("link_away", 0)
-    board.cloud.pause()
+    board.theirs.pause()
     board.breaker("open")
     wait_until(lambda: board.figures()["not_asked"]["link_away"] > away, 20, "the agent to see that nobody answers")
-    board.cloud.resume()
+    board.theirs.resume()
     returns.append(board.again())
     rig.fact(f"{kills} kills, the cloud decides again at most {max(returns):.1f} s after its broker is back")
     board.holds()
@@ -200,17 +130,17 @@ def broker_killed(rig: Rig) -> None:
 def answers_with(rig: Rig, good: bytes, modes: dict[str, tuple[Saying, str]]) -> None:
     """A worker that answers well, and in turn in other ways, each counted as it should be."""
     board = Board(rig)
-    board.cloud.start()
-    worker = PlayedWorker(board.cloud.port, lambda _: [good])
+    board.theirs.start()
+    worker = PlayedWorker(board.theirs.port, lambda _: [good])
     rig.ending.callback(worker.close)
     board.agent.start()
     board.again()
     returns = []
     for say, outcome in modes.values():
-        before = counted(board, outcome)
+        before = board.counted(outcome)
         worker.say = say
         board.breaker("open")
-        assert counted(board, outcome) >= before + 3, board.figures()
+        assert board.counted(outcome) >= before + 3, board.figures()
         worker.say = lambda _: [good]
         returns.append(board.again())
         board.breaker("closed")
@@ -219,12 +149,6 @@ def answers_with(rig: Rig, good: bytes, modes: dict[str, tuple[Saying, str]]) ->
     board.holds()
     decided = [p for p in board.listener.predictions.values() if p["origin"] == "cloud"]
     assert {(p["model"], p["confidence"]) for p in decided} == {(MODEL, 1.0)}
-
-
-def counted(board: Board, outcome: str) -> int:
-    """How many requests had this outcome; refusals of any kind together."""
-    n = board.figures().get(outcome, 0)
-    return sum(n.values()) if isinstance(n, dict) else int(n)
 
 
 def right_answer() -> CloudAnswer:

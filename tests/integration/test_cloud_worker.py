@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 
 from agent.adapters.clock import SystemClock
 from agent.adapters.mqtt import Subscriber
-from agent.adapters.mqtt.requester import Requester
+from agent.adapters.mqtt.requester import MAX_ANSWERS, Requester
 from agent.adapters.onnx_model import OrtModel
 from agent.app.cloud_worker import build
 from agent.app.compose import open_model
@@ -263,6 +263,17 @@ def test_a_request_expires_with_its_deadline_rounded_up(cloud: Cloud, publisher:
     assert properties is not None
     assert properties.MessageExpiryInterval == 2
     assert (properties.ResponseTopic, properties.CorrelationData) == ("har/board/cloud/answer", b"17")
+
+
+def test_whoever_floods_a_board_with_answers_costs_it_no_memory_and_is_counted(
+    board: Requester, publisher: paho.Client
+):
+    more = 50
+    for n in range(MAX_ANSWERS + more):
+        publisher.publish("har/board/cloud/answer", b"%d" % n, qos=1)
+
+    until(lambda: board.dropped == more)
+    assert [int(reply.payload) for reply in board.answers()] == list(range(more, MAX_ANSWERS + more))
 
 
 def test_a_worker_that_cannot_keep_up_says_so(cloud: Cloud, model: OrtModel):

@@ -1,5 +1,6 @@
 """`har-agent run` that has a worker run the rest of its network, through a real broker: nothing else changes."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from fakes import cut, even_times, fed, signal
 from live import Agent, Listener, Sensor, wait_until
 from mosquitto import Mosquitto
 
+from agent.adapters.bundle import builtin_models
 from agent.adapters.clock import SystemClock
 from agent.app.check import check_split
 from agent.app.compose import open_model
 from agent.app.split import open_parts, open_requester, open_split
 from agent.config import Config
-from agent.core.settings import BrokerSettings, MqttSettings, SplitSettings
+from agent.core.settings import AgentSettings, BrokerSettings, MqttSettings, SplitSettings
+from agent.core.slots import SlotState, dump
 from agent.pipeline import Pipeline
 from agent.records import Prediction
 
@@ -155,3 +158,23 @@ def test_check_says_what_may_leave_the_board_and_which_cuts_there_are():
     (found,) = check_split(Config(split=SplitSettings(cut="nowhere")))
     assert (found.state, "there are window" in found.text) == ("error", True)
     assert list(check_split(Config())) == []
+
+
+def test_check_tries_the_bundle_in_service_which_does_not_keep_the_agent_from_starting(tmp_path: Path):
+    (tmp_path / "models").mkdir()
+    shutil.copytree(builtin_models() / "har-exits", tmp_path / "models/a")
+    agent = AgentSettings(state_dir=str(tmp_path))
+    early, nowhere = SplitSettings(early=True), SplitSettings(cut="nowhere")
+    (found,) = check_split(Config(agent=agent, split=early))
+    assert (found.state, "has no exits" in found.text) == ("error", True)
+
+    state = SlotState(active="a", models={"a": open_model("har-exits").id, "b": None})
+    (tmp_path / "models/slots.json").write_bytes(dump(state))
+    (found,) = check_split(Config(agent=agent, split=early))
+    assert found.state == "ok"
+    (found,) = check_split(Config(agent=agent, split=nowhere))
+    assert (found.state, "har-exits" in found.text) == ("warning", True)
+    # A profile that cannot be read does.
+    unread = SplitSettings(cut="auto", profiles="/nowhere.json /nowhere.json")
+    (found,) = check_split(Config(agent=agent, split=unread))
+    assert (found.state, "cannot be read" in found.text) == ("error", True)

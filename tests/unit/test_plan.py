@@ -124,6 +124,15 @@ def test_profiles_that_do_not_go_together_are_told_by_place_and_file(tmp_path: P
         planned([BOARD, str(other), SERVER], [2, 2], [3, 3])
 
 
+def test_a_device_whose_power_is_not_known_is_told_what_to_give(tmp_path: Path):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(Path(BOARD).read_text()) | {"watts": None}))
+
+    with pytest.raises(UsageError, match=re.escape(f"{other} has no watts: give --watts, or profile the device")):
+        planned([str(other), SERVER], [2], [3], objective="energy")
+    assert planned([str(other), SERVER], [2], [3], objective="energy", watts=1).plan.pick.joules == 0.0
+
+
 def test_nothing_in_time_is_a_no():
     done = ran(BOARD, SERVER, "--rtt-ms", "2", "--mbit", "3", "--deadline-ms", "1")
 

@@ -277,7 +277,9 @@ def test_what_is_not_known_cannot_be_made_the_best_of():
     links = [Link(2 * MS, 1e6)]
 
     assert {c.joules for c in candidates(unknown, links)} == {None}
-    with pytest.raises(UsageError, match="--watts"):
+    with pytest.raises(
+        UsageError, match=r"has no watts: profile it .* or with idle_watts and busy_watts in \[telemetry"
+    ):
         plan(unknown, links, Demand(Objective.ENERGY))
     assert plan(unknown, links, Demand(Objective.ENERGY), watts=1.0).pick.joules == 0.0
     with pytest.raises(UsageError, match="no accuracies"):
@@ -346,19 +348,26 @@ def test_an_exit_that_only_one_of_them_can_cut_at_is_left_out():
     ] * 2
 
 
+SAME = "though both are called har-test@0123abcd: "
+
+
 @pytest.mark.parametrize(
-    "other",
+    ("other", "said"),
     [
-        {"bundle": "other@1"},
-        {"output_bytes": 1},
-        {"code_bytes": 1},
-        {"border_bytes": (1, 2, 3, 4)},
-        {"exits": (Exit("x", 1, 4),)},
+        ({"bundle": "other@1"}, "(har-test@0123abcd and other@1): profile the same bundle on both machines"),
+        ({"output_bytes": 1}, SAME + "an answer has 40 and 1 bytes. Profile it anew on both machines, with the same"),
+        ({"code_bytes": 1}, SAME + "the code in it has 48 and 1 bytes. Profile it anew"),
+        ({"border_bytes": (3072, 3072, 1024, 64)}, SAME + "code has 48 and 64 bytes. Profile it anew"),
+        ({"border_bytes": (1, 2, 3, 4)}, SAME + "window has 3072 and 1 bytes. Profile it anew"),
+        ({"cuts": ("conv2", "conv1", "code")}, SAME + "their cuts are not in the same order. Profile it anew"),
+        ({"exits": (Exit("x", 1, 4),)}, SAME + "no exit in common. Profile it anew"),
     ],
 )
-def test_profiles_of_different_networks_do_not_go_together(other):
-    with pytest.raises(UsageError, match=r"of a\.json and b\.json are of different networks"):
+def test_profiles_of_different_networks_do_not_go_together(other, said):
+    with pytest.raises(UsageError) as refused:
         aligned([read("board.json"), read("server.json")._replace(**other)], ["a.json", "b.json"])
+    assert str(refused.value).startswith("the profiles of a.json and b.json are of different networks")
+    assert said in str(refused.value)
 
 
 GOOD = json.loads((PROFILES / "board.json").read_text())

@@ -15,13 +15,13 @@ from agent.core.settings import SplitSettings
 from agent.core.split_wire import MAX_TENSORS, TensorAnswer, decode_tensor_request, encode_tensor_answer
 from agent.errors import InferenceError, ModelContractError
 from agent.pipeline import Pipeline
-from agent.records import Prediction, Scores
+from agent.records import Prediction, SampleBatch, Scores
 from agent.runtime.engine import TimedModel
 from agent.runtime.split import SplitModel
 
 MS = 1_000_000
 DEADLINE_MS = 100.0
-WAKE_MS = 2
+WAKE_MS = DEADLINE_MS / 20
 NETWORK = b"network!"
 
 
@@ -164,7 +164,8 @@ def windows(n: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def assert_whole(scores: Scores, given: np.ndarray) -> None:
-    for ours, its in zip(scores, Network().infer(given), strict=True):
+    assert scores.by_exit is None or not scores.by_exit.any()
+    for ours, its in zip(scores[:3], Network().infer(given)[:3], strict=True):
         assert ours.dtype == its.dtype
         assert np.array_equal(ours, its)
 
@@ -418,15 +419,22 @@ def test_windows_that_an_exit_here_is_sure_of_go_no_further(at: str):
 
 def test_a_window_that_stopped_early_is_decided_by_its_own_scores_and_not_by_a_context_that_lacks_it():
     rig = Rig([FIRST], cut="off", early=True, context=2)
-    given = windows(40)
-    stopped = sure_of(rig.parts, FIRST, given)
+    model = TimedModel(rig.model, rig.clock)
+    pipeline = Pipeline(model, manifest(context=2))
+    taps: list[np.ndarray] = []
+    pipeline.tap = lambda given: taps.append(given.copy())
 
-    scores, _ = rig.infer(given)
-    codes = np.stack([np.roll(scores.code, 1, axis=0), scores.code], axis=1)
-    logits = rig.model.contextualise(codes)
+    scored = pipeline.score([SampleBatch("s", even_times(128 * 20), signal(128 * 20), 0)])
 
-    assert np.array_equal(logits[~stopped], Network(2).contextualise(codes)[~stopped])
-    assert np.array_equal(logits[stopped], scores.logits[stopped])
+    stopped = sure_of(rig.parts, FIRST, np.concatenate(taps))
+    assert 0 < stopped.sum() < len(scored)
+    for window, alone in zip(scored, stopped, strict=True):
+        assert window.has_code != alone
+        if alone:
+            assert window.decisive == window.scores
+        else:
+            (logits,) = Network(2).contextualise(window.call.codes[[window.at]])
+            assert window.decisive == calibrated(logits[None], 1.0)[0].tolist()
 
 
 def test_where_no_time_is_left_the_last_exit_in_time_answers():
@@ -439,6 +447,25 @@ def test_where_no_time_is_left_the_last_exit_in_time_answers():
     rig.infer(windows(1))
     rig.infer(windows(1))
     assert rig.model.figures()["windows"]["first"] > 0
+
+
+def test_a_board_that_was_slow_for_a_while_goes_back_to_the_exit_that_it_had_and_one_that_stays_slow_does_not():
+    rig = Rig([FIRST, SECOND], cut="off", exit="second")
+    rig.infer(windows(1))
+    rig.parts.slow = 40  # 120 ms for the second exit, 80 for the first
+    for _ in range(3):
+        rig.infer(windows(1))
+    assert rig.model.figures()["windows"] == {"second": 3, "first": 1}
+
+    for _ in range(1000):
+        rig.infer(windows(1))
+    tried = rig.model.figures()["windows"]["second"]
+    assert tried < 3 + 0.01 * 1000
+
+    rig.parts.slow = 1
+    for _ in range(600):
+        rig.infer(windows(1))
+    assert rig.model.figures()["windows"]["second"] > tried + 100
 
 
 def test_a_board_that_is_too_slow_for_the_end_waits_for_an_answer_as_long_as_an_exit_is_in_time():

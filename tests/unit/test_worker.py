@@ -468,7 +468,7 @@ class Place:
 
 def scores_of(values: Float32Array = WINDOW) -> tuple[list[Any], ...]:
     """What the whole network gives, as lists."""
-    logits, code, novelty = FakeParts().run("window", "", values)
+    logits, code, novelty, _ = FakeParts().run("window", "", values)
     return code.tolist(), logits.tolist(), novelty.tolist()
 
 

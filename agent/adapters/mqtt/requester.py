@@ -76,8 +76,8 @@ class Requester:
         self._topic = request_topic(mqtt.root, settings.service)
         self._answer_topic = answer_topic(mqtt.root, name, purpose)
         self._expiry_s = math.ceil(settings.deadline_ms / 1000)
-        self._answers: deque[CloudReply] = deque()  # under _came, as is the next one
-        self._bytes = 0
+        self._answers: deque[CloudReply] = deque()  # under _came, as are the next two
+        self._bytes = self._dropped = 0
         self._came = threading.Condition()
         self._connection = Connection(
             client_id or f"{name}-{purpose}",
@@ -124,6 +124,11 @@ class Requester:
             self._answers.clear()
         return taken
 
+    @property
+    def dropped(self) -> int:
+        """See `ports.Cloud.dropped`."""
+        return self._dropped
+
     def wait(self, timeout_s: float) -> bool:
         """See `ports.Cloud.wait`."""
         with self._came:
@@ -144,4 +149,5 @@ class Requester:
                 self._bytes += len(message.payload)
                 while len(self._answers) > MAX_ANSWERS or self._bytes > MAX_BYTES:
                     self._bytes -= len(self._answers.popleft().payload)
+                    self._dropped += 1
                 self._came.notify()

@@ -229,9 +229,13 @@ def segment(bundle: Bundle, whole: Parts, at: str, until: str, name: str, number
         for one in whole.exits
         if names.index(at) < names.index(one.at) <= (names.index(until) if until else len(names))
     )
-    arrays = {"takes": takes, **(gives._asdict() if isinstance(gives, Scores) else {"gives": gives})}
+    given: dict[str, Any]
+    if isinstance(gives, Scores):
+        given = {"logits": gives.logits, "code": gives.code, "novelty": gives.novelty}
+    else:
+        given = {"gives": gives}
     packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)
+    np.savez_compressed(packed, takes=takes, **given)
     facts = {"name": name, "of": bundle.id, "at": at, "number": number, "count": count}
     contents = {
         SEGMENT: whole.part(at, until),

@@ -185,7 +185,11 @@ def _scores(parts: Parts, values: Float32Array, name: str) -> Scores:
         for i in range(0, len(values), BATCH)
     ]
     scores = [s for s in given if isinstance(s, Scores)]
-    return Scores._make(np.concatenate(column) for column in zip(*scores, strict=True))
+    return Scores(
+        np.concatenate([s.logits for s in scores]),
+        np.concatenate([s.code for s in scores]),
+        np.concatenate([s.novelty for s in scores]),
+    )
 
 
 def times(bundle: Bundle, rounds: int) -> dict[str, Timing]:
