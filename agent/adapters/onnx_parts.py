@@ -112,7 +112,8 @@ class Parts:
         *code, logits, novelty = given
         if not code:
             code = [values if at == CODE else np.zeros((len(values), *self.manifest.code.shape), np.int8)]
-        return Scores(logits, code[0], novelty.astype(np.float64))
+        by_exit = np.ones(len(values), np.bool_) if head else None
+        return Scores(logits, code[0], novelty.astype(np.float64), by_exit)
 
     def verify(self, golden: Golden | SegmentGolden) -> None:
         """Run the golden vectors through the whole and through its parts, and compare; drop what is not the same.

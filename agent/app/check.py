@@ -308,9 +308,10 @@ def check_cloud(config: Config) -> Iterator[Finding]:
 
 
 def check_split(config: Config) -> Iterator[Finding]:
-    """Try whether the bundle in service can be run as `[split]` says, if it is used, and say what may leave the board.
+    """Try whether bundles can be run as `[split]` says, if it is used, and say what may leave the board.
 
-    A bundle that cannot be used at all is told by `check_model`.
+    The configured one, without which the agent would not start, and the installed one, of which all would run here. One
+    that cannot be used at all is told by `check_model`.
     """
     settings = config.split
     if not settings.enabled:
@@ -318,19 +319,25 @@ def check_split(config: Config) -> Iterator[Finding]:
     from agent.app.compose import open_model
     from agent.app.split import open_split
 
+    correct = 'correct that, or set cut = "off" in [split]: all of it runs here then'
+    try:
+        split = open_split(config, SystemClock())
+    except ConfigError as e:
+        yield Finding("split", ERROR, str(e), correct)
+        return
     store = FolderSlotStore(state_dir(config))
     slot = store.load()[0].active
-    # An installed bundle that cannot be split does not keep the agent from starting: all of it runs here then.
-    state = WARNING if slot else ERROR
-    try:
-        model = config.model.bundle if slot is None else store.folder(slot)
-        trouble = open_split(config, SystemClock()).around(open_model(model)).trouble
-    except ConfigError as e:
-        state, trouble = ERROR, str(e)
-    except (ModelContractError, InferenceError):
-        return
-    if trouble is not None:
-        yield Finding("split", state, trouble, 'correct that, or set cut = "off" in [split]: all of it runs here then')
+    tried = False
+    for bundle, state in [(config.model.bundle, ERROR), *([(store.folder(slot), WARNING)] if slot else [])]:
+        try:
+            trouble = split.around(open_model(bundle)).trouble
+        except (ModelContractError, InferenceError):
+            continue
+        if trouble is not None:
+            yield Finding("split", state, trouble, correct)
+            return
+        tried = True
+    if not tried:
         return
     if not settings.asks:
         stop = f"the exit {settings.exit} answers" if settings.exit else "windows that an exit is sure of stop there"

@@ -195,7 +195,9 @@ class RequestFigures(TypedDict):
     dropped: Annotated[int, "answers, of any kind, that were thrown away because too many waited to be looked at"]
     bytes_up: Annotated[int, "of requests, without what MQTT adds"]
     bytes_down: Annotated[int, "of answers of any kind, without what MQTT adds"]
-    rtt_ms: Annotated[LatencySummary, "from a request to its answer, late ones included, of the interval"]
+    rtt_ms: Annotated[
+        LatencySummary, "from a request, or the first one sent with it, to its answer or refusal, late ones included"
+    ]
     breaker: Annotated[
         Literal["closed", "open", "half-open"],
         "`open`: nothing is asked for a while; `half-open`: one request tries, or the next one will",

@@ -55,7 +55,7 @@ class Outcome(StrEnum):
 
     `LATE`: an answer came, after the deadline. `TIMED_OUT`: none had come when the deadline was noticed. `GARBLED`:
     what came is no answer. `NOT_SENT`: the link did not take it. `ABANDONED`: not waited for, because its stream or its
-    model went, or the agent stops.
+    model went, a part of the network failed, or the agent stops.
     """
 
     ANSWERED = "answered"

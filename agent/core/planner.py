@@ -20,6 +20,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from itertools import combinations_with_replacement, pairwise
 from typing import Any, NamedTuple
 
@@ -326,14 +327,18 @@ class StaticMap:
     ) -> None:
         """`bits_per_s`: bandwidths to plan for, rising; that of `links[0]` does not count. See `plan`."""
         self.bits_per_s = (0.0, *bits_per_s)
-        self.plans = tuple(
-            plan(places, [links[0]._replace(bits_per_s=b), *links[1:]], demand, watts, joules_per_byte)
-            for b in self.bits_per_s
+        self._planned = lru_cache(
+            lambda b: plan(places, [links[0]._replace(bits_per_s=b), *links[1:]], demand, watts, joules_per_byte)
         )
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan for each of `bits_per_s`. Each is made when it is first looked at."""
+        return tuple(self._planned(b) for b in self.bits_per_s)
 
     def at(self, bits_per_s: float) -> Plan:
         """Return the plan for the next lower bandwidth: at this one, it is as fast or faster. Below all, for none."""
-        return self.plans[bisect_right(self.bits_per_s, max(bits_per_s, 0.0)) - 1]
+        return self._planned(self.bits_per_s[bisect_right(self.bits_per_s, max(bits_per_s, 0.0)) - 1])
 
 
 def spans(candidate: Candidate) -> list[tuple[int, int]]:

@@ -71,17 +71,12 @@ class _Asked:
     n_bytes: int
     labels: Sequence[str]
     replied_ns: int | None = None
-    """Set once it does not have to be waited for."""
+    outcome: Outcome | None = None
+    """Both are set once it does not have to be waited for."""
     answer: CloudAnswer | None = None
     """What was answered before the window was decided."""
     said: Prediction | None = None
     """What was published instead, if that may be revised."""
-
-    @property
-    def decides(self) -> CloudAnswer | None:
-        """The answer, if it came in time."""
-        late = self.replied_ns is not None and self.replied_ns > self.deadline_ns
-        return None if late else self.answer
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +90,7 @@ class _Held:
     @property
     def to_decide(self) -> Undecided:
         """What is to be decided: as it was scored, or as the cloud has answered."""
-        answer = self.asked.decides if self.asked is not None else None
+        answer = self.asked.answer if self.asked is not None and self.asked.outcome is Outcome.ANSWERED else None
         if answer is None or not isinstance(self.item, Scored):
             return self.item
         return self.item.answered(answer.probabilities, answer.model, known=answer.known)
@@ -260,16 +255,16 @@ class Fallback:
 
     def _hear(self, heard: Heard[_Asked, CloudAnswer]) -> None:
         """Take what came for a window that is held, or for one that was given up."""
-        asked, reply, said, settled = heard
+        asked, reply, said, outcome = heard
         if said is not None:
             self._answer_bytes = len(reply.payload)
             self._link.observe(reply.t_ns, asked.n_bytes + len(reply.payload), reply.t_ns - asked.asked_ns)
         answer = said if isinstance(said, CloudAnswer) else None
-        if settled is None:
+        if outcome is None:
             if answer is not None and asked.said is not None:
                 self._revisions.append(_revised(asked.said, answer, asked.labels))
             return
-        asked.replied_ns, asked.answer, self._news = reply.t_ns, answer, True
+        asked.replied_ns, asked.outcome, asked.answer, self._news = reply.t_ns, outcome, answer, True
 
     # --- what is held
 

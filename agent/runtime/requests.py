@@ -35,11 +35,11 @@ class Asked(Protocol):
 
     @property
     def asked_ns(self) -> int:
-        """When it was sent."""
+        """When it was sent, or the first one of those that it was sent with."""
 
     @property
-    def deadline_ns(self) -> int:
-        """When an answer is worth nothing any more."""
+    def deadline_ns(self) -> float:
+        """When an answer is worth nothing any more; infinite where whoever waits for it gives it up."""
 
 
 class Judge(Protocol):
@@ -133,6 +133,10 @@ class Requests(Generic[AskedT, AnswerT]):
         found = (self._hear(reply) for reply in (self._cloud.answers() if self._cloud is not None else ()))
         return [heard for heard in found if heard is not None]
 
+    def wait(self, timeout_s: float) -> bool:
+        """Block until there is something to hear, `timeout_s` at most; whether there is."""
+        return self._cloud is not None and self._cloud.wait(timeout_s)
+
     def give_up(self, asked: AskedT, outcome: Outcome, now_ns: int) -> None:
         """Wait no longer for an answer, but know it when it comes."""
         self._given_up[asked.correlation] = self._under_way.pop(asked.correlation)
@@ -179,7 +183,7 @@ class Requests(Generic[AskedT, AnswerT]):
         self._bytes_down += len(reply.payload)
         waiting = self._under_way.pop(reply.correlation, None)
         asked = self._given_up.pop(reply.correlation, None) if waiting is None else waiting
-        if asked is None:
+        if asked is None or (waiting is None and reply.t_ns - asked.asked_ns > _REMEMBERED_NS):
             self._unexpected += 1
             return None
         try:

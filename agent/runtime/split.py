@@ -13,6 +13,7 @@ Where to cut is said by `split_plan`. With `early`, the exits that lie before th
 one is sure of go no further.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from agent.errors import ConfigError, InferenceError, ModelContractError
 from agent.ports import Clock, Cloud, Model, Parts
 from agent.records import Float32Array, Int8Array, Scores
 from agent.runtime.requests import Heard, Requests
-from agent.runtime.split_plan import Auto, Fixed, Layout, Plan, choose
+from agent.runtime.split_plan import Auto, Choice, Fixed, Layout, choose
 
 if TYPE_CHECKING:
     from agent.core.messages import SplitFigures
@@ -64,9 +65,9 @@ class _Answers:
         self.spare = ""
         """The exit whose scores the windows have that are not done; empty if they have none."""
 
-    def put(self, rows: Array, scores: Scores, way_out: str) -> None:
+    def put(self, rows: Array, scores: Scores) -> None:
         self.logits[rows], self.code[rows], self.novelty[rows] = scores[:3]
-        self.done[rows], self.stopped[rows] = True, bool(way_out)
+        self.done[rows], self.stopped[rows] = True, False if scores.by_exit is None else scores.by_exit
 
     def hold(self, rows: Array, way_out: str) -> None:
         """Look for better scores of some windows than those that an exit gave."""
@@ -91,17 +92,18 @@ class _Asked:
 
     `asked_ns`, `n_bytes`: when the first request of the call was sent, and the bytes since then: its own, and those of
     the ones before it, which go over the same link. `shapes`: what its answer must have, of logits and of code.
-    `answers`: where its scores go; None where nobody waits for them, or any more.
+    `answers`: where its scores go; None where nobody waits for them, or any more. `deadline_ns`: of a probe; whoever
+    waits takes what is there when it looks, however late that is.
     """
 
     correlation: bytes
     asked_ns: int
-    deadline_ns: int
     n_bytes: int
     rows: Array
     exit: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     answers: _Answers | None
+    deadline_ns: float = math.inf
 
 
 class _Pace:
@@ -128,7 +130,7 @@ class _Pace:
     def passed_over(self) -> None:
         self._in_a_row, self._passed_over = 0, self._passed_over + 1
         if self._passed_over == self._patience:
-            self._each_ns = deque(sorted(self._each_ns)[: max(1, len(self._each_ns) // 2)], maxlen=_RECENT)
+            self._each_ns = deque(sorted(self._each_ns)[: len(self._each_ns) // 2] or [0.0], maxlen=_RECENT)
             self._passed_over, self._patience = 0, min(2 * self._patience, 16 * _RECENT)
 
 
@@ -157,7 +159,6 @@ class SplitModel:
         self._settings = settings
         self._clock = clock
         self._open = open_parts
-        self._cloud = cloud
         self._token = token
         self._profiles = profiles
         self._deadline_ns = round(settings.deadline_ms * 1e6)
@@ -178,7 +179,7 @@ class SplitModel:
         """From the end of a wait to the scores, beside running the rest."""
         self._waited_ns: int | None = None
         """When the wait of this call ended without all answers, and what running the rest took since then, added."""
-        self._plan = Plan()
+        self._plan = Choice()
         self._away = 0
         self._exits: Counter[str] = Counter()
         self.trouble: str | None = None
@@ -189,12 +190,13 @@ class SplitModel:
         self._whole, self._parts, self.trouble = model, None, None
         self.id, self.labels, self.context_windows = model.id, model.labels, model.context_windows
         self._paces.clear()
-        self._plan = Plan()
+        self._plan = Choice()
         try:
             parts = self._open(model)
             self._layout = Layout(parts)
             self._chooser = choose(self._settings, self._profiles, parts, self._layout, self._link)
             self._measure(parts)
+            self._plan = self._chooser.first
             self._parts = parts
         except (ModelContractError, ConfigError, InferenceError) as error:
             self._only_whole(str(error))
@@ -246,7 +248,7 @@ class SplitModel:
         }
 
     def _only_whole(self, trouble: str) -> None:
-        self._parts, self._plan, self.trouble = None, Plan(), trouble
+        self._parts, self._plan, self.trouble = None, Choice(), trouble
 
     # --- one call
 
@@ -266,7 +268,7 @@ class SplitModel:
         if plan.cut and len(rows):
             if at != plan.cut:
                 at, values = plan.cut, self._array(parts, at, plan.cut, values)
-            n = self._ask(parts, plan, answers, rows[:1] if plan.probe else rows, values, deadline_ns)
+            n = self._ask(parts, plan, answers, rows[:1] if plan.probe else rows, values)
             self._rest(parts, at, plan.exit, answers, rows[n:], values[n:])
             rows, values = rows[:n], values[:n]
             if n and (plan.probe or self._settings.objective == Objective.ACCURACY):
@@ -285,7 +287,7 @@ class SplitModel:
         return answers
 
     def _run_beside(
-        self, parts: Parts, at: str, plan: Plan, answers: _Answers, rows: Array, values: Array, deadline_ns: int
+        self, parts: Parts, at: str, plan: Choice, answers: _Answers, rows: Array, values: Array, deadline_ns: int
     ) -> None:
         """Have scores while an answer is under way: those of the last exit that is in time here.
 
@@ -295,15 +297,15 @@ class SplitModel:
         if way_out is None:
             return
         if way_out != plan.exit:
-            answers.put(rows, self._timed(parts, at, way_out, values), way_out)
+            answers.put(rows, self._timed(parts, at, way_out, values))
             answers.hold(rows, way_out)
         elif plan.probe and self._expected_ns(at, way_out, len(rows)) <= deadline_ns - self._clock.monotonic_ns():
             self._rest(parts, at, way_out, answers, rows, values)
             # Nobody waits for the answer, which tells of the link and of the worker.
             for asked in self._waiting():
-                asked.answers = None
+                asked.answers, asked.deadline_ns = None, deadline_ns
 
-    def _planned(self, now_ns: int, windows: int) -> Plan:
+    def _planned(self, now_ns: int, windows: int) -> Choice:
         """Return what to do with some windows: as configured, or as is best now; all here where nobody can be asked."""
         self._plan = self._chooser.plan(now_ns)
         if not self._plan.cut:
@@ -312,7 +314,7 @@ class SplitModel:
         if reason is None:
             return self._plan
         self._requests.not_asked(reason.value, windows)
-        return Plan("", self._plan.exit)
+        return Choice("", self._plan.exit)
 
     def _against(self, now_ns: int, n_bytes: int) -> Reason | None:
         """Return why nothing of `n_bytes` can be asked now."""
@@ -323,7 +325,7 @@ class SplitModel:
         return self._day.against(now_ns, n_bytes)
 
     def _stop_early(
-        self, parts: Parts, plan: Plan, answers: _Answers, rows: Array, values: Array
+        self, parts: Parts, plan: Choice, answers: _Answers, rows: Array, values: Array
     ) -> tuple[Array, str, Array]:
         """Run the exits before the cut, or before that which answers; return what goes on: windows, tensor, values."""
         at, layout = WINDOW, self._layout
@@ -336,14 +338,14 @@ class SplitModel:
             scores = parts.run(at, "", values, one.name)
             assert isinstance(scores, Scores)  # no tensor is named
             sure = calibrated(scores.logits, parts.manifest.calibration.temperature).max(axis=1) >= one.confidence
-            answers.put(rows, scores, one.name)
+            answers.put(rows, scores)
             if sure.any():
                 self._exits[one.name] += int(sure.sum())
             rows, values = rows[~sure], values[~sure]
             answers.hold(rows, one.name)
         return rows, at, values
 
-    def _ask(self, parts: Parts, plan: Plan, answers: _Answers, rows: Array, values: Array, deadline_ns: int) -> int:
+    def _ask(self, parts: Parts, plan: Choice, answers: _Answers, rows: Array, values: Array) -> int:
         """Ask for the rest of as many windows as may be asked for, the first ones; return how many those are."""
         most = min(_MOST_WINDOWS, self._layout.most_windows(plan.cut))
         asked_ns, n_bytes = self._clock.monotonic_ns(), 0
@@ -363,7 +365,7 @@ class SplitModel:
             self._day.spend(now_ns, len(request))
             n_bytes += len(request)
             shapes = answers.shapes(len(part), plan.exit)
-            asked = _Asked(self._token(), asked_ns, deadline_ns, n_bytes, part, plan.exit, shapes, answers)
+            asked = _Asked(self._token(), asked_ns, n_bytes, part, plan.exit, shapes, answers)
             if not self._requests.ask(request, asked, now_ns):
                 return first
         return len(rows)
@@ -371,7 +373,7 @@ class SplitModel:
     def _wait(self, ways_out: Sequence[str], at: str, answers: _Answers, deadline_ns: int) -> None:
         """Wait for answers, as long as the rest can still be run here: by the first of `ways_out` that leaves time."""
         waiting = self._waiting()
-        if not waiting or self._cloud is None:
+        if not waiting:
             return
         windows = sum(len(asked.rows) for asked in waiting)
         n_bytes = max(asked.n_bytes for asked in waiting)
@@ -387,7 +389,7 @@ class SplitModel:
         self._listen()
         idle = bool(self._waiting())
         while self._waiting() and (left_ns := until_ns - self._clock.monotonic_ns()) > 0:
-            if self._cloud.wait(left_ns / 1e9):
+            if self._requests.wait(left_ns / 1e9):
                 self._listen()
         self._listen()
         now_ns = self._clock.monotonic_ns()
@@ -414,7 +416,7 @@ class SplitModel:
         for way_out in ways_out:
             if self._expected_ns(at, way_out, windows) <= left_ns:
                 return way_out
-            if self._waited_ns is None and (pace := self._paces.get((at, way_out))) is not None:
+            if (pace := self._paces.get((at, way_out))) is not None:
                 pace.passed_over()
         return None if answers.spare else ways_out[-1]
 
@@ -431,7 +433,7 @@ class SplitModel:
     def _rest(self, parts: Parts, at: str, way_out: str, answers: _Answers, rows: Array, values: Array) -> None:
         """Run what is left of some windows here."""
         if len(rows):
-            answers.put(rows, self._timed(parts, at, way_out, values), way_out)
+            answers.put(rows, self._timed(parts, at, way_out, values))
             self._exits[way_out or END] += len(rows)
 
     def _timed(self, parts: Parts, at: str, way_out: str, values: Array) -> Scores:
@@ -441,6 +443,8 @@ class SplitModel:
         spent_ns = self._clock.monotonic_ns() - start_ns
         if self._waited_ns is not None:
             self._waited_ns += spent_ns
+        if len(values) == 1:
+            self._chooser.ran(at, way_out, spent_ns)
         if (pace := self._paces.get((at, way_out))) is not None:
             pace.took(spent_ns, len(values))
         else:
@@ -461,17 +465,18 @@ class SplitModel:
 
     def _measure(self, parts: Parts) -> None:
         """Open what may be needed, and measure how long it takes here from cuts, and from the window, to the exits."""
-        window, planned = self._layout.cuts[WINDOW], "" if isinstance(self._chooser, Auto) else self._settings.exit
+        window = self._layout.cuts[WINDOW]
         for at in dict.fromkeys((WINDOW, *self._chooser.cuts)):
             values: Array = np.zeros((1, *window.shape), window.dtype)
             if at != WINDOW:
                 values = self._array(parts, WINDOW, at, values)
-            for way_out in self._layout.ways_out(at, planned):
+            for way_out in self._layout.ways_out(at, self._chooser.first.exit):
                 for _ in range(2):  # the first run opens it
                     start_ns = self._clock.monotonic_ns()
                     self._run(parts, at, way_out, values)
                     spent_ns = self._clock.monotonic_ns() - start_ns
                 self._paces[at, way_out] = _Pace(spent_ns)
+                self._chooser.ran(at, way_out, spent_ns)
 
     # --- answers
 
@@ -499,7 +504,8 @@ class SplitModel:
         rows = asked.rows
         # An exit gives no code, and here is none either.
         code = answers.code[rows] if asked.exit else said.code.reshape(len(rows), *answers.code.shape[1:])
-        answers.put(rows, Scores(said.logits, code, said.novelty.astype(np.float64)), asked.exit)
+        by_exit = np.ones(len(rows), np.bool_) if asked.exit else None
+        answers.put(rows, Scores(said.logits, code, said.novelty.astype(np.float64), by_exit))
         self._away += len(rows)
         self._exits[asked.exit or END] += len(rows)
 

@@ -1,13 +1,15 @@
 """Where a network is cut, and which exit answers: as configured, or as is best on the link as it is."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from functools import lru_cache
+from statistics import median
 from typing import NamedTuple
 
 from agent.core.link import LinkEstimator
 from agent.core.manifest import WINDOW, Exit
 from agent.core.planner import MAP_BITS_PER_S, Demand, Link, Objective, Place, Profile, StaticMap, aligned, crossings
+from agent.core.planner import Exit as WayOut
 from agent.core.settings import SplitSettings
 from agent.core.split_wire import MAX_TENSORS
 from agent.errors import ConfigError, UsageError
@@ -22,11 +24,15 @@ _PROBES, _AGAIN = 6, 2
 the estimator has some already."""
 _IN_HAND = 0.9
 """The share of the deadline that a plan may take: one that takes all of it is late every other time."""
+_RUNS = 32
+"""Runs that tell how fast this board is now."""
+_CHANGED = 1 / 4
+"""By how much of itself the round trip, or the speed of this board, must be another one before it is planned anew."""
 _NAMES = ("this board", "the worker")
 """What the profiles of auto are called in errors."""
 
 
-class Plan(NamedTuple):
+class Choice(NamedTuple):
     """Where to cut, nowhere if empty, and which exit answers, the end if empty.
 
     `probe`: one window is asked, to learn what the link takes.
@@ -47,8 +53,7 @@ class Layout:
         manifest = parts.manifest
         self.answer_bytes = 4 * len(manifest.labels) + 4 + manifest.code.bytes
         """Of a window, in an answer: logits, novelty, code."""
-        self.ways_out = lru_cache(self._ways_out)
-        """See `_ways_out`; kept, since it is asked some times for every window."""
+        self._ways_out: dict[tuple[str, str, str], tuple[str, ...]] = {}
 
     def exits_from(self, at: str) -> list[Exit]:
         """Return the exits at a cut and behind it."""
@@ -76,11 +81,14 @@ class Layout:
             and (name != WINDOW or privacy == "window")
         ]
 
-    def _ways_out(self, at: str, planned: str, spare: str = "") -> tuple[str, ...]:
+    def ways_out(self, at: str, planned: str, spare: str = "") -> tuple[str, ...]:
         """Return the planned exit, and those between a cut, or an exit whose scores are there, and it; last first."""
-        ends = {one.name: self._order[one.at] for one in self.exits}
-        first, last = max(self._order[at], ends.get(spare, -1) + 1), ends.get(planned, len(self._order))
-        return (planned, *(name for name in reversed(ends) if first <= ends[name] < last))
+        if (at, planned, spare) not in self._ways_out:
+            ends = {one.name: self._order[one.at] for one in self.exits}
+            first, last = max(self._order[at], ends.get(spare, -1) + 1), ends.get(planned, len(self._order))
+            sooner = [name for name, end in ends.items() if first <= end < last]
+            self._ways_out[at, planned, spare] = planned, *sorted(sooner, key=lambda name: -ends[name])
+        return self._ways_out[at, planned, spare]
 
 
 class Fixed:
@@ -94,7 +102,8 @@ class Fixed:
         """
         self.cuts = [settings.cut] if settings.asks else []
         """Those that may be picked, in order."""
-        self._plan = Plan("".join(self.cuts), settings.exit)
+        self.first = Choice(settings.cut if settings.asks else "", settings.exit)
+        """What is done while nothing is known of the link; and ever after."""
         answers_from = WINDOW
         if settings.asks:
             self._check_cut(settings, parts, layout)
@@ -106,13 +115,16 @@ class Fixed:
                 f"{', '.join(known) or 'none'}"
             )
 
-    def plan(self, now_ns: int) -> Plan:
+    def plan(self, now_ns: int) -> Choice:
         """Return what to do."""
         del now_ns
-        return self._plan
+        return self.first
 
     def learned(self) -> None:
         """Take note that the link was observed, which changes nothing."""
+
+    def ran(self, at: str, way_out: str, ns: float) -> None:
+        """Take note of how long a window took here, which changes nothing."""
 
     @staticmethod
     def _check_cut(settings: SplitSettings, parts: Parts, layout: Layout) -> None:
@@ -135,9 +147,10 @@ class Auto:
     """Whatever is best on the link as it is.
 
     Theory of operation. What the link takes is learned from every answer, also a late one, and the cut is looked up in
-    a map that was planned by profiles of this board and of the worker. While something is not known yet, a window is
-    asked at the smallest and at the largest cut in turn; so it is now and then while all of the network had better run
-    here, or nobody would learn that the link has become better.
+    a map that was planned by profiles of this board and of the worker, and by how much slower or faster than in its
+    profile this board runs now. While something is not known yet, a window is asked at the smallest and at the largest
+    cut in turn; so it is now and then while all of the network had better run here, or nobody would learn that the link
+    has become better.
     """
 
     def __init__(
@@ -153,7 +166,11 @@ class Auto:
         Raises:
             ConfigError: the profiles are not of this network, or lack what the objective needs.
         """
+        self.first = Choice()
+        """What is done while nothing is known of the link."""
         self._link = link
+        self._rtt_ns, self._speed = -1.0, 1.0
+        """For which the map was made."""
         self._retry_ns = round(settings.retry_s * 1e9)
         self._exits = {one.name for one in layout.exits}
         usable = layout.usable(settings.privacy)
@@ -166,12 +183,13 @@ class Auto:
             board, worker = aligned(profiles, _NAMES, wanted)
             if board.bundle != parts.id:
                 raise UsageError(f"the profiles are of {board.bundle}: profile {parts.id} on both machines")
-            self._places = Place(_NAMES[0], board), Place(_NAMES[1], worker)
+            self._board, self._worker = Place(_NAMES[0], board), Place(_NAMES[1], worker)
             self.cuts = [t for t in board.tensors if t in wanted]
             """Those that may be picked, in order."""
             if not self.cuts:
                 raise UsageError(f"the profiles have no cut that {parts.id} has here; there are {', '.join(usable)}")
             self._map = self._planned(0.0)
+            self._map.at(math.inf)
         except UsageError as error:
             raise ConfigError(f"split.profiles: {error}") from error
         # Where the head alone takes all the time, no answer would be of use.
@@ -181,41 +199,58 @@ class Auto:
         self._tried = (tried[0], tried[-1])
         """The smallest and the largest of those that leave half of the deadline for an answer."""
         self._turn = 1
-        self._rtt_ns = -1.0
-        """For which the map was made."""
+        self._slowness: deque[float] = deque(maxlen=_RUNS)
+        """How many times as long as by the profile the last runs here took."""
         self._changes = link.changes
         self._answers = 0
         """Since there is a link, and fewer since it became another one."""
         self._asked_ns = 0
 
-    def plan(self, now_ns: int) -> Plan:
+    def plan(self, now_ns: int) -> Choice:
         """Return what to do now."""
         link = self._link
         if link.changes != self._changes:
             self._changes, self._answers = link.changes, min(self._answers, _PROBES - _AGAIN)
         if link.rtt_ns is None or self._answers < _PROBES:
             return self._probe(now_ns)
-        if abs(link.rtt_ns - self._rtt_ns) > self._rtt_ns / 4:
-            self._rtt_ns, self._map = link.rtt_ns, self._planned(link.rtt_ns)
+        speed = 1.0 / median(self._slowness) if self._slowness else 1.0
+        if (
+            abs(link.rtt_ns - self._rtt_ns) > _CHANGED * self._rtt_ns
+            or abs(speed - self._speed) > _CHANGED * self._speed
+        ):
+            self._rtt_ns, self._speed = link.rtt_ns, speed
+            self._map = self._planned(link.rtt_ns)
         pick = self._map.at(math.inf if link.bits_per_s is None else link.bits_per_s).pick
-        way_out = pick.exit.name if pick.exit.name in self._exits else ""
-        (cut,) = crossings(pick, self._places[0].profile)
+        (cut,) = crossings(pick, self._board.profile)
         if cut is None and now_ns - self._asked_ns >= self._retry_ns:
             return self._probe(now_ns)
         if cut is not None:
             self._asked_ns = now_ns
-        return Plan(cut or "", way_out)
+        return Choice(cut or "", self._name(pick.exit))
 
     def learned(self) -> None:
         """Take note that the link was observed."""
         self._answers += 1
 
-    def _probe(self, now_ns: int) -> Plan:
+    def ran(self, at: str, way_out: str, ns: float) -> None:
+        """Take note of how long a window took here, from a cut to an exit, to the end if that is empty."""
+        board = self._board.profile
+        first = board.tensors.index(at) if at in board.tensors else len(board.tensors)
+        one = next((e for e in board.exits if self._name(e) == way_out), None)
+        if one is not None and first < one.after:
+            self._slowness.append(max(ns, 1.0) / self._board.run_ns(first, one.after, one))
+
+    def _name(self, way_out: WayOut) -> str:
+        """Return what the network calls an exit of a profile."""
+        return way_out.name if way_out.name in self._exits else ""
+
+    def _probe(self, now_ns: int) -> Choice:
         self._turn, self._asked_ns = 1 - self._turn, now_ns
-        return Plan(self._tried[self._turn], probe=True)
+        return Choice(self._tried[self._turn], probe=True)
 
     def _planned(self, rtt_ns: float) -> StaticMap:
-        return StaticMap(self._places, [Link(rtt_ns, 0.0)], self._demand, MAP_BITS_PER_S)
+        places = self._board._replace(speed=self._speed), self._worker
+        return StaticMap(places, [Link(rtt_ns, 0.0)], self._demand, MAP_BITS_PER_S)
 
 
 def choose(

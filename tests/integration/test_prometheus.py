@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.adapters.prometheus import PrometheusEndpoint
-from agent.core.messages import HealthMessage, TelemetryMessage
+from agent.core.messages import HealthMessage, RequestFigures, SplitFigures, TelemetryMessage
 from agent.core.prometheus_text import exposition
 from agent.errors import SinkUnavailable
 
@@ -69,6 +70,7 @@ TELEMETRY: TelemetryMessage = {
         "not_asked": {"byte_budget": 3},
         "late": 1,
         "unexpected": 0,
+        "dropped": 5,
         "bytes_up": 1000,
         "bytes_down": 500,
         "rtt_ms": {"p50": 41.0, "p95": 80.0, "p99": 90.0, "max": 95.0},
@@ -88,6 +90,7 @@ TELEMETRY: TelemetryMessage = {
         "not_asked": {"breaker_open": 3},
         "late": 0,
         "unexpected": 0,
+        "dropped": 6,
         "bytes_up": 4000,
         "bytes_down": 600,
         "rtt_ms": {"p50": 21.0, "p95": 40.0, "p99": 41.0, "max": 42.0},
@@ -159,6 +162,7 @@ def test_what_became_of_windows_in_doubt_is_there_where_any_may_be_asked_about()
     assert got["har_cloud_outcomes_total", (("outcome", "refused"),)] == 2
     assert got["har_cloud_refusals_total", (("reason", "overloaded"),)] == 1
     assert got["har_cloud_not_asked_total", (("reason", "byte_budget"),)] == 3
+    assert got["har_cloud_dropped_answers_total", ()] == 5
     assert got["har_cloud_bytes_total", (("direction", "up"),)] == 1000
     assert got["har_cloud_rtt_seconds", (("statistic", "p95"),)] == pytest.approx(0.08)
     assert got["har_cloud_breaker", (("state", "half-open"),)] == 1
@@ -174,6 +178,7 @@ def test_a_network_in_parts_has_metrics_of_its_own():
     assert got["har_split_requests_total", ()] == 12
     assert got["har_split_outcomes_total", (("outcome", "answered"),)] == 11
     assert got["har_split_refusals_total", (("reason", "other_part"),)] == 1
+    assert got["har_split_dropped_answers_total", ()] == 6
     assert got["har_split_link_rtt_seconds", ()] == pytest.approx(0.0205)
     assert got["har_split_link_bits_per_second", ()] == pytest.approx(3e6)
     assert got["har_split_breaker", (("state", "closed"),)] == 1
@@ -346,6 +351,8 @@ def test_it_ends_and_can_begin_again():
 
 def test_the_telemetry_that_is_tested_with_is_a_message():
     assert TELEMETRY.keys() == TelemetryMessage.__annotations__.keys()
+    assert TELEMETRY["cloud"].keys() == get_type_hints(RequestFigures).keys()
+    assert TELEMETRY["split"].keys() == get_type_hints(SplitFigures).keys()
     assert HEALTH.keys() == HealthMessage.__annotations__.keys()
     assert json.loads(json.dumps(TELEMETRY)) == TELEMETRY
 

@@ -18,7 +18,7 @@ from agent.app.check import check_split
 from agent.app.compose import open_model
 from agent.app.split import open_parts, open_requester, open_split
 from agent.config import Config
-from agent.core.settings import AgentSettings, BrokerSettings, MqttSettings, SplitSettings
+from agent.core.settings import AgentSettings, BrokerSettings, ModelSettings, MqttSettings, SplitSettings
 from agent.core.slots import SlotState, dump
 from agent.pipeline import Pipeline
 from agent.records import Prediction
@@ -160,20 +160,28 @@ def test_check_says_what_may_leave_the_board_and_which_cuts_there_are():
     assert list(check_split(Config())) == []
 
 
-def test_check_tries_the_bundle_in_service_which_does_not_keep_the_agent_from_starting(tmp_path: Path):
+def test_check_tries_the_configured_bundle_and_the_one_in_service_which_does_not_keep_the_agent_from_starting(
+    tmp_path: Path,
+):
     (tmp_path / "models").mkdir()
     shutil.copytree(builtin_models() / "har-exits", tmp_path / "models/a")
     agent = AgentSettings(state_dir=str(tmp_path))
-    early, nowhere = SplitSettings(early=True), SplitSettings(cut="nowhere")
+    early = SplitSettings(early=True)
     (found,) = check_split(Config(agent=agent, split=early))
     assert (found.state, "has no exits" in found.text) == ("error", True)
 
     state = SlotState(active="a", models={"a": open_model("har-exits").id, "b": None})
     (tmp_path / "models/slots.json").write_bytes(dump(state))
+    # What is configured runs again after a rollback.
     (found,) = check_split(Config(agent=agent, split=early))
+    assert (found.state, "har-base" in found.text) == ("error", True)
+    exits = ModelSettings(bundle="har-exits")
+    (found,) = check_split(Config(agent=agent, model=exits, split=early))
     assert found.state == "ok"
-    (found,) = check_split(Config(agent=agent, split=nowhere))
-    assert (found.state, "har-exits" in found.text) == ("warning", True)
+    shutil.rmtree(tmp_path / "models/a")
+    shutil.copytree(builtin_models() / "har-base", tmp_path / "models/a")
+    (found,) = check_split(Config(agent=agent, model=exits, split=early))
+    assert (found.state, "har-base" in found.text) == ("warning", True)
     # A profile that cannot be read does.
     unread = SplitSettings(cut="auto", profiles="/nowhere.json /nowhere.json")
     (found,) = check_split(Config(agent=agent, split=unread))

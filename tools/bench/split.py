@@ -46,7 +46,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MBIT = (0.1, 1.0, 10.0, 100.0)
 RTT_MS = (1.0, 10.0, 50.0, 200.0)
 SHARES = (0.05, 0.2, 0.5, 1.0)
-ROUNDS, WARM_ROUNDS = 7, 3
+ROUNDS, WARM_ROUNDS, AT_LEAST_S = 7, 3, 2.0
+"""Of a cell: runs of each way, more of them where they take less than some seconds in all; and runs before those."""
+PAUSE_S = 0.05
+"""Between runs that tell how fast a board is: its caches get cold, as they do between windows."""
 NEAR_ENOUGH = 1.05
 """Times as long as the best: what counts as that, within noise."""
 LOCAL, ALL = "local", "window"
@@ -266,7 +269,10 @@ class Board:
         return {}
 
     def cell(self, ways: Sequence[str], warm: int, rounds: int) -> dict[str, Any]:
-        """Run in these ways, in turn, over a link that is new; return what each took, and what was learned before."""
+        """Run in these ways, in turn, over a link that is new; return what each took, and what was learned before.
+
+        `rounds`: how often at least.
+        """
         self._cloud.forget()
         remote = [way for way in ways if way != LOCAL]
         for _ in range(warm):
@@ -276,7 +282,8 @@ class Board:
         learned = {"rtt_ms": link.rtt_ns and link.rtt_ns / 1e6, "mbit": link.bits_per_s and link.bits_per_s / 1e6}
         before = {way: self._away(way) for way in remote}
         took: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(rounds):
+        ends = time.monotonic() + AT_LEAST_S
+        while len(took[LOCAL]) < rounds or time.monotonic() < ends:
             for way in ways:
                 took[way].append(self._run(way))
         return {"link": learned, "ms": took, "away": {way: self._away(way) - before[way] for way in remote}}
@@ -432,7 +439,7 @@ def grid(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         speeds = []
         for share in shares:
             bench.share.limit(share)
-            took = bench.ask("speed", seconds=2.0 if given.quick else 8.0)
+            took = bench.ask("speed", seconds=2.0 if given.quick else 8.0, pause_s=PAUSE_S)
             speed = bench.profile.whole_us / 1e3 / statistics.median(took)
             speeds.append({"share": share, "speed": speed, "whole_ms": _quantiles(took)})
             tell(f"a share of {share:g}: {statistics.median(took):.1f} ms a window, {speed:.3f} times the profile")
@@ -553,7 +560,7 @@ def trace(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         bench = Bench(folder, accuracy, ending)
         bench.ask("open", ways=[ALL])
         bench.share.limit(TRACE_SHARE)
-        # At the pace of the windows, between which its caches get cold.
+        # At the pace of the windows.
         took = bench.ask("speed", seconds=4.0 if given.quick else 10.0, pause_s=2 / WINDOWS_PER_S)
         speed = bench.profile.whole_us / 1e3 / statistics.median(took)
         board = slower(bench.profile, speed)

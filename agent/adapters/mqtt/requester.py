@@ -127,7 +127,8 @@ class Requester:
     @property
     def dropped(self) -> int:
         """See `ports.Cloud.dropped`."""
-        return self._dropped
+        with self._came:
+            return self._dropped
 
     def wait(self, timeout_s: float) -> bool:
         """See `ports.Cloud.wait`."""
