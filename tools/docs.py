@@ -350,8 +350,9 @@ def _grid(r: dict[str, Any]) -> Iterator[str]:
     yield "\n### What the planner picks\n\n"
     yield f"One window after another, {r['rounds']} runs or more of each way to run the network, in turn; medians. The "
     yield "planner knows the profile of this machine, the measured speed of the board, and what the estimator learned "
-    yield f"of the link from {r['warm_rounds']} requests at each cut before. {len(r['left_out'])} cuts are left out: they "
-    yield "have no fewer bytes than an earlier one. The table has the pick, its time, and that over the best one's.\n\n"
+    yield f"of the link from {r['warm_rounds']} requests at each cut before. {len(r['left_out'])} cuts are left out: "
+    yield "they have no fewer bytes than an earlier one. The table has the pick, its time, and that over the best "
+    yield "one's.\n\n"
     rates = sorted({c["mbit"] for c in cells})
     yield f"| board | link | {' | '.join(f'{rate:g} Mbit/s' for rate in rates)} |\n|{'---|' * (len(rates) + 2)}\n"
     for s in r["speeds"]:

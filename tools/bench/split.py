@@ -430,11 +430,15 @@ def ways(profile: Any) -> Ways:
 def grid(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Run everything over each link and at each speed."""
     mbit, rtt_ms, shares = (MBIT[::3], RTT_MS[::2], SHARES[::2]) if given.quick else (MBIT, RTT_MS, SHARES)
+    from agent.core.planner import aligned
+
     rounds = 5 if given.quick else ROUNDS
     cells = []
     with ExitStack() as ending:
         bench = Bench(folder, (None, None, None), ending)
         found = ways(bench.profile)
+        # The planner picks among those that are measured, as the agent does.
+        profile, _ = aligned([bench.profile] * 2, ("the board", "the worker"), found.worth)
         bench.ask("open", ways=found.worth[1:])
         speeds = []
         for share in shares:
@@ -447,7 +451,7 @@ def grid(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 for rate in mbit:
                     bench.carrier.change(LINE, Condition(rtt, rate))
                     said = bench.ask("cell", ways=found.worth, warm=WARM_ROUNDS, rounds=rounds)
-                    cells.append({"share": share, "rtt_ms": rtt, "mbit": rate, **judged(bench.profile, speed, said)})
+                    cells.append({"share": share, "rtt_ms": rtt, "mbit": rate, **judged(profile, speed, said)})
                     tell(_cell_line(cells[-1]))
     return {
         "rounds": rounds, "warm_rounds": WARM_ROUNDS, "ways": found.worth, "left_out": found.left_out, "speeds": speeds,
