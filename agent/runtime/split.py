@@ -17,6 +17,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,11 +110,13 @@ class _Asked:
 class _Pace:
     """How long something takes here, a window: the slowest of the last times but one.
 
-    What takes too long is not run, so that nobody would see it become faster: after it was passed over some times only
-    its faster runs count, and it may be tried again; after twice as many the next time, and so on, up to 16 times.
+    What takes too long is not run, so that nobody would see it become faster. After it was passed over some times it is
+    taken to be as much slower than it was measured as what is run is, if that gives hope; after twice as many the next
+    time, and so on, up to 16 times, for it may be wrong.
     """
 
     def __init__(self, ns: float) -> None:
+        self.measured_ns = ns
         self._each_ns = deque([ns], maxlen=_RECENT)
         self._in_a_row = self._passed_over = 0
         self._patience = _RECENT
@@ -127,11 +130,14 @@ class _Pace:
         if self._in_a_row == _RECENT:
             self._patience = _RECENT
 
-    def passed_over(self) -> None:
+    def passed_over(self, slowness: float) -> None:
+        """Take note that it was not run; `slowness`: how many times as long as measured something else takes now."""
         self._in_a_row, self._passed_over = 0, self._passed_over + 1
         if self._passed_over == self._patience:
-            self._each_ns = deque(sorted(self._each_ns)[: len(self._each_ns) // 2] or [0.0], maxlen=_RECENT)
-            self._passed_over, self._patience = 0, min(2 * self._patience, 16 * _RECENT)
+            self._passed_over = 0
+            if self.measured_ns * slowness < self.expected_ns():
+                self._each_ns = deque([self.measured_ns * slowness], maxlen=_RECENT)
+                self._patience = min(2 * self._patience, 16 * _RECENT)
 
 
 class SplitModel:
@@ -171,6 +177,8 @@ class SplitModel:
         self._layout: Layout
         self._chooser: Fixed | Auto
         self._paces: dict[tuple[str, str], _Pace] = {}
+        self._slowness = deque([1.0], maxlen=_RECENT)
+        """How many times as long as when it was measured whatever was run here took."""
         self._heard: list[tuple[_Asked, int, int, int]] = []
         """Answers that were waited for, and that the link has not been judged by yet: see `_learn`."""
         self._elapsed_us = 0
@@ -190,6 +198,8 @@ class SplitModel:
         self._whole, self._parts, self.trouble = model, None, None
         self.id, self.labels, self.context_windows = model.id, model.labels, model.context_windows
         self._paces.clear()
+        self._slowness.clear()
+        self._slowness.append(1.0)
         self._plan = Choice()
         try:
             parts = self._open(model)
@@ -417,7 +427,7 @@ class SplitModel:
             if self._expected_ns(at, way_out, windows) <= left_ns:
                 return way_out
             if (pace := self._paces.get((at, way_out))) is not None:
-                pace.passed_over()
+                pace.passed_over(median(self._slowness))
         return None if answers.spare else ways_out[-1]
 
     @property
@@ -447,6 +457,7 @@ class SplitModel:
             self._chooser.ran(at, way_out, spent_ns)
         if (pace := self._paces.get((at, way_out))) is not None:
             pace.took(spent_ns, len(values))
+            self._slowness.append(spent_ns / len(values) / max(pace.measured_ns, 1.0))
         else:
             self._paces[at, way_out] = _Pace(spent_ns / len(values))
         return scores

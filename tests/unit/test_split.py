@@ -495,6 +495,14 @@ def test_a_board_that_was_slow_when_it_started_finds_out_that_it_is_not_any_more
     assert rig.model.figures()["windows"]["second"] > 0
 
 
+@pytest.mark.parametrize("objective", ["latency", "accuracy"])
+def test_a_board_that_always_was_too_slow_for_the_end_does_not_try_it(objective: str):
+    rig = Rig([FIRST], cut="low", failures=1000, slow=32, objective=objective)  # 96 ms for the rest
+    rig.cloud.answering = False
+    assert max(rig.infer(windows(1))[1] for _ in range(300)) <= DEADLINE_MS
+    assert rig.model.figures()["windows"] == {"first": 300}
+
+
 def test_a_board_that_waits_in_vain_finds_out_that_it_is_not_slow_any_more():
     rig = Rig([FIRST], cut="low", failures=1000)
     rig.cloud.answering = False
