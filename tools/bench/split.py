@@ -46,8 +46,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MBIT = (0.1, 1.0, 10.0, 100.0)
 RTT_MS = (1.0, 10.0, 50.0, 200.0)
 SHARES = (0.05, 0.2, 0.5, 1.0)
-ROUNDS, WARM_ROUNDS, AT_LEAST_S = 7, 3, 2.0
-"""Of a cell: runs of each way, more of them where they take less than some seconds in all; and runs before those."""
+ROUNDS, WARM_ROUNDS, AT_LEAST_S = 7, 3, 1.0
+"""Of a cell: runs of each way, more of them where they take less than a second in all; and runs before those."""
 PAUSE_S = 0.05
 """Between runs that tell how fast a board is: its caches get cold, as they do between windows."""
 NEAR_ENOUGH = 1.05
