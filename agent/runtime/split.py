@@ -15,7 +15,7 @@ one is sure of go no further.
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -130,13 +130,14 @@ class _Pace:
         if self._in_a_row == _RECENT:
             self._patience = _RECENT
 
-    def passed_over(self, slowness: float) -> None:
-        """Take note that it was not run; `slowness`: how many times as long as measured something else takes now."""
+    def passed_over(self, slowness: Iterable[float]) -> None:
+        """Take note that it was not run; `slowness`: how many times as long as measured other runs took lately."""
         self._in_a_row, self._passed_over = 0, self._passed_over + 1
         if self._passed_over == self._patience:
             self._passed_over = 0
-            if self.measured_ns * slowness < self.expected_ns():
-                self._each_ns = deque([self.measured_ns * slowness], maxlen=_RECENT)
+            hoped_ns = self.measured_ns * median(slowness)
+            if hoped_ns < self.expected_ns():
+                self._each_ns = deque([hoped_ns], maxlen=_RECENT)
                 self._patience = min(2 * self._patience, 16 * _RECENT)
 
 
@@ -200,7 +201,6 @@ class SplitModel:
         self._paces.clear()
         self._slowness.clear()
         self._slowness.append(1.0)
-        self._plan = Choice()
         try:
             parts = self._open(model)
             self._layout = Layout(parts)
@@ -427,7 +427,7 @@ class SplitModel:
             if self._expected_ns(at, way_out, windows) <= left_ns:
                 return way_out
             if (pace := self._paces.get((at, way_out))) is not None:
-                pace.passed_over(median(self._slowness))
+                pace.passed_over(self._slowness)
         return None if answers.spare else ways_out[-1]
 
     @property
